@@ -1,0 +1,99 @@
+"""Pure judgement: facts in, findings out. The decorator keeps the catalogue and keeps checks honest."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runbook_lib.model import Finding, Status
+
+
+@dataclass(frozen=True)
+class CheckInfo:
+    """One line of the catalogue."""
+
+    id: str  # "proxmox.storage_has_room"
+    title: str
+    remedy: str
+    source: str
+    summary: str  # the docstring's first line
+    thresholds: Mapping[str, Any]
+
+
+_catalogue: dict[str, CheckInfo] = {}
+
+
+def check(
+    *, title: str, remedy: str, source: str
+) -> Callable[[Callable[..., Iterable[Finding]]], Callable[..., list[Finding]]]:
+    """A judgement function as a check: catalogued, never silent, never fatal.
+
+    An empty result becomes one `skip` ("nothing to look at"); an exception inside the judgement becomes one `error`.
+    """
+
+    def decorate(judge: Callable[..., Iterable[Finding]]) -> Callable[..., list[Finding]]:
+        identity = f"{judge.__module__.rpartition('.')[2]}.{judge.__name__}"
+        keywords = {
+            name: parameter.default
+            for name, parameter in inspect.signature(judge).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
+        }
+        _catalogue[identity] = CheckInfo(
+            identity, title, remedy, source, (inspect.getdoc(judge) or "").partition("\n")[0], keywords
+        )
+
+        def dressed(finding: Finding) -> Finding:
+            fix = remedy if finding.status in {Status.WARN, Status.FAIL} else ""
+            return Finding(
+                check=identity,
+                status=finding.status,
+                subject=finding.subject,
+                message=finding.message,
+                title=title,
+                remedy=finding.remedy or fix,
+                source=source,
+                evidence=finding.evidence,
+                time=finding.time,
+            )
+
+        @functools.wraps(judge)
+        def judged(*args: Any, **kwargs: Any) -> list[Finding]:
+            try:
+                findings = [dressed(finding) for finding in judge(*args, **kwargs)]
+            except Exception as error:
+                could_not = f"the judgement itself failed: {type(error).__name__}: {error}"
+                return [dressed(Finding("", Status.ERROR, "", could_not))]
+            return findings or [dressed(Finding("", Status.SKIP, "", "nothing to look at"))]
+
+        return judged
+
+    return decorate
+
+
+def catalogue() -> list[CheckInfo]:
+    """Every check of every area, sorted by id."""
+    from runbook_lib.checks import agreement, kubernetes, network, proxmox, security, storage  # noqa: F401
+
+    return [_catalogue[identity] for identity in sorted(_catalogue)]
+
+
+def verdict(status: Status | bool | None, subject: str, message: str, *, remedy: str = "", **evidence: Any) -> Finding:
+    """One finding: True is pass, False is fail, None is skip; the decorator adds the rest."""
+    if status is None:
+        status = Status.SKIP
+    elif isinstance(status, bool):
+        status = Status.PASS if status else Status.FAIL
+    return Finding(check="", status=status, subject=subject, message=message, remedy=remedy, evidence=evidence)
+
+
+def graded(
+    value: float | None, subject: str, message: str, *, warn_at: float, fail_at: float, **evidence: Any
+) -> Finding:
+    """One finding of a quantity that is worse the larger it is; None is skip."""
+    if value is None:
+        return verdict(None, subject, message, **evidence)
+    status = Status.FAIL if value >= fail_at else Status.WARN if value >= warn_at else Status.PASS
+    return verdict(status, subject, message, **evidence)

@@ -1,0 +1,457 @@
+"""The rows that facts come in: what `proxmox` and `kubernetes` read and `checks` judge. Values only, no I/O.
+
+Sizes are bytes, times epoch seconds, fractions 0–1, unless the name says otherwise.
+None means the API did not tell, which is not the same as zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# --- Proxmox VE ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PveVersion:
+    """GET /version."""
+
+    version: str  # "8.4.21"
+    release: str  # "8.4"
+    repoid: str
+
+
+@dataclass(frozen=True)
+class ClusterMember:
+    """One node entry of GET /cluster/status."""
+
+    name: str
+    node_id: int
+    ip: str | None
+    online: bool
+    local: bool
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """GET /cluster/status. `name` is None on a standalone node, where quorum has no meaning (`quorate` None)."""
+
+    name: str | None
+    quorate: bool | None
+    members: tuple[ClusterMember, ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """GET /nodes with GET /nodes/{node}/status. `error` tells why the node itself did not answer."""
+
+    name: str
+    online: bool
+    cpus: int | None = None
+    cpu_fraction: float | None = None
+    memory_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    root_bytes: int | None = None
+    root_used_bytes: int | None = None
+    uptime_seconds: int | None = None
+    pve_version: str | None = None  # "pve-manager/8.4.21/…"
+    kernel: str | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Guest:
+    """One guest of GET /cluster/resources?type=vm. `memory_bytes` is what it may use at most."""
+
+    vmid: int
+    name: str
+    node: str
+    kind: str  # "qemu" | "lxc"
+    status: str  # "running" | "stopped" | "unknown" …
+    template: bool
+    cpus: float
+    memory_bytes: int
+    disk_bytes: int
+    tags: tuple[str, ...] = ()
+    pool: str = ""
+    lock: str = ""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """One storage on one node: GET /nodes/{node}/storage. Sizes are None where it is not active."""
+
+    node: str
+    name: str
+    type: str  # "dir", "lvmthin", "zfspool", "nfs", "rbd" …
+    content: tuple[str, ...]  # sorted: "images", "iso", "rootdir" …
+    active: bool
+    enabled: bool
+    shared: bool
+    total_bytes: int | None = None
+    used_bytes: int | None = None
+    available_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class ThinPool:
+    """GET /nodes/{node}/disks/lvmthin: a full metadata area stops writes as surely as a full pool."""
+
+    node: str
+    volume_group: str
+    name: str
+    size_bytes: int
+    used_bytes: int
+    metadata_bytes: int
+    metadata_used_bytes: int
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One row of GET /nodes/{node}/storage/{storage}/content."""
+
+    node: str
+    storage: str
+    volid: str
+    content: str
+    format: str
+    size_bytes: int
+    vmid: int | None = None
+
+
+@dataclass(frozen=True)
+class Interface:
+    """One row of GET /nodes/{node}/network. `ports` are a bridge's or a bond's members."""
+
+    node: str
+    name: str
+    type: str  # "bridge", "bond", "eth", "vlan", "OVSBridge" …
+    active: bool
+    autostart: bool
+    vlan_aware: bool = False
+    mtu: int | None = None  # None: the kernel's default, 1500
+    ports: tuple[str, ...] = ()
+    cidr: str | None = None
+    cidr6: str | None = None
+    gateway: str | None = None
+    gateway6: str | None = None
+
+
+@dataclass(frozen=True)
+class PendingNetwork:
+    """What waits in one node's interfaces.new, as PVE's unified diff; empty when nothing waits."""
+
+    node: str
+    diff: str
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """One row of GET /nodes/{node}/certificates/info."""
+
+    node: str
+    filename: str
+    subject: str
+    issuer: str
+    san: tuple[str, ...]
+    not_before: int
+    not_after: int
+    fingerprint: str  # SHA-256, "AA:BB:…"
+
+
+@dataclass(frozen=True)
+class ServedCertificate:
+    """The certificate an endpoint really presents, and how we came to trust it."""
+
+    endpoint: str  # "pve1:8006"
+    host: str  # the name or address we connect to
+    subject: str
+    issuer: str
+    san: tuple[str, ...]
+    not_after: int
+    fingerprint: str
+    verified_by: str  # "ca_file" | "fingerprint" | "system" | "nothing"
+    chain_error: str = ""  # why the configured trust does not accept it; empty when it does
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A node's clock against ours: positive when the node is ahead. `uncertainty` is half the round trip."""
+
+    node: str
+    offset_seconds: float
+    uncertainty_seconds: float
+    timezone: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of GET /nodes/{node}/tasks. `status` is None while it runs."""
+
+    node: str
+    upid: str
+    type: str
+    id: str
+    user: str
+    started: int
+    finished: int | None
+    status: str | None  # "OK", "WARNINGS: 1", or the error's text
+
+
+@dataclass(frozen=True)
+class Update:
+    """One pending package of GET /nodes/{node}/apt/update."""
+
+    node: str
+    package: str
+    old_version: str | None
+    version: str
+    origin: str
+    security: bool  # from Debian's security archive, or a stable update (+debXuY), which carries only fixes
+
+
+@dataclass(frozen=True)
+class Template:
+    """A VM template's config as far as a machine made from it depends on it."""
+
+    vmid: int
+    name: str
+    node: str
+    agent: bool
+    cloudinit_slot: str | None  # "ide2"; CAPMOX brings its own ISO on ide0
+    scsi_controller: str | None  # "virtio-scsi-single"
+    boot: str | None  # "order=scsi0"
+    serial: bool
+    disks: tuple[str, ...]  # "scsi0"
+    networks: tuple[str, ...]  # "net0"
+    os_type: str | None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LoginAttempt:
+    """One login that was tried on purpose. `reason` is the server's own phrase."""
+
+    case: str  # "wrong password", "expired token" …
+    expected: str  # "refused" | "accepted"
+    status: int
+    reason: str
+    seconds: float
+    note: str = ""  # why the case could not be tried; then status is 0
+
+
+@dataclass(frozen=True)
+class Permissions:
+    """GET /access/permissions of one identity: path → privilege → propagates."""
+
+    identity: str
+    paths: Mapping[str, Mapping[str, bool]]
+
+
+# --- Kubernetes and CozyStack --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KubeVersion:
+    """GET /version."""
+
+    version: str  # "v1.33.4"
+    minor: tuple[int, int]  # (1, 33)
+
+
+@dataclass(frozen=True)
+class Taint:
+    """One taint of a Node."""
+
+    key: str
+    value: str
+    effect: str
+
+
+@dataclass(frozen=True)
+class KubeNode:
+    """A Node with the requests of the pods bound to it."""
+
+    name: str
+    ready: str  # "True" | "False" | "Unknown"
+    conditions: Mapping[str, str]  # type → status, Ready apart
+    roles: tuple[str, ...]
+    kubelet_version: str
+    runtime: str
+    os_image: str
+    internal_ip: str | None
+    provider_id: str
+    system_uuid: str
+    unschedulable: bool
+    taints: tuple[Taint, ...]
+    labels: Mapping[str, str]
+    allocatable_cpus: float
+    allocatable_memory_bytes: int
+    allocatable_pods: int
+    requested_cpus: float
+    requested_memory_bytes: int
+    pods: int
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod as far as health goes. `reasons` are waiting and termination reasons, worst first."""
+
+    namespace: str
+    name: str
+    node: str
+    phase: str
+    ready: bool
+    restarts: int
+    reasons: tuple[str, ...]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    owner: str = ""  # "DaemonSet/cilium"
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A Deployment, DaemonSet or StatefulSet."""
+
+    kind: str
+    namespace: str
+    name: str
+    desired: int
+    ready: int
+    images: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cozystack:
+    """Which CozyStack this is, and by what evidence."""
+
+    generation: str  # "v1" | "v0" | "half migrated" | "none"
+    release: str | None  # "1.6.2"
+    migration: int | None  # ConfigMap cozystack-version: a migration number, not a version
+    variant: str | None  # "isp-full", "paas-full" …
+    evidence: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Release:
+    """A Flux HelmRelease. `depends_on` are namespace/name."""
+
+    namespace: str
+    name: str
+    ready: str  # "True" | "False" | "Unknown"
+    reason: str
+    message: str
+    suspended: bool
+    depends_on: tuple[str, ...]
+    chart_version: str | None = None
+    package: str = ""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A CozyStack v1 Package. `dependencies` are names of the packages it waits for."""
+
+    name: str
+    variant: str
+    ready: str
+    reason: str
+    message: str
+    dependencies: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CapiProvider:
+    """A provider object of the Cluster API operator."""
+
+    kind: str  # "CoreProvider", "InfrastructureProvider" …
+    namespace: str
+    name: str
+    version: str
+    installed_version: str
+    contract: str
+    ready: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Crd:
+    """A CustomResourceDefinition. `contracts` maps a Cluster API contract to the versions that satisfy it."""
+
+    name: str  # "machines.cluster.x-k8s.io"
+    group: str
+    kind: str
+    served: tuple[str, ...]
+    storage_version: str
+    established: bool
+    contracts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """One admission or conversion webhook with its Service behind it."""
+
+    configuration: str
+    kind: str  # "validating" | "mutating" | "conversion"
+    name: str
+    service: str  # "namespace/name:port"; empty when called by URL
+    failure_policy: str
+    ready_endpoints: int | None  # None when called by URL
+    ca_not_after: int | None
+    ca_error: str = ""  # why the CA bundle cannot be used; empty when it can
+
+
+@dataclass(frozen=True)
+class ApiService:
+    """An APIService; local ones (no Service behind) are left out."""
+
+    name: str
+    available: str
+    reason: str
+    message: str
+    service: str
+
+
+@dataclass(frozen=True)
+class StorageClass:
+    """A StorageClass."""
+
+    name: str
+    provisioner: str
+    default: bool
+    binding_mode: str
+    expandable: bool
+    reclaim_policy: str
+
+
+@dataclass(frozen=True)
+class MonitoringPart:
+    """One object of the monitoring stack, by what it is and not by what it is called."""
+
+    kind: str  # "VMCluster", "VMAgent", "VLCluster", "Grafana" …
+    namespace: str
+    name: str
+    operational: bool | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class NetworkRange:
+    """One address range that must not meet another. `owner` says where it was read."""
+
+    name: str  # "pods", "services", "join", "Proxmox LAN", "machine pool"
+    cidr: str  # CIDR or "first-last"
+    owner: str
+    kind: str = ""  # ranges of one kind may meet each other: "lan"
+
+
+@dataclass(frozen=True)
+class Reach:
+    """One connection that was tried. `outcome` says how it ended."""
+
+    source: str  # "this machine", "pod on cp-1"
+    target: str  # "10.0.0.1:8006"
+    outcome: str  # "connected" | "refused" | "timeout" | "dns" | "tls" | "not tried"
+    seconds: float | None = None
+    note: str = ""
