@@ -1,4 +1,4 @@
-"""The words of a result: Status, Finding, Measurement, Change, StepResult, Run, and their way to and from plain JSON."""
+"""The words of a result: Status, Finding, Measurement, Change, StepResult, Run; to and from plain JSON."""
 
 from __future__ import annotations
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +65,7 @@ def check(
         def judged(*args: Any, **kwargs: Any) -> list[Finding]:
             try:
                 findings = [dressed(finding) for finding in judge(*args, **kwargs)]
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 -- named place: a judgement must never end a run
                 could_not = f"the judgement itself failed: {type(error).__name__}: {error}"
                 return [dressed(Finding("", Status.ERROR, "", could_not))]
             return findings or [dressed(Finding("", Status.SKIP, "", "nothing to look at"))]
@@ -75,8 +77,8 @@ def check(
 
 def catalogue() -> list[CheckInfo]:
     """Every check of every area, sorted by id."""
-    from runbook_lib.checks import agreement, kubernetes, network, proxmox, security, storage  # noqa: F401
-
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
     return [_catalogue[identity] for identity in sorted(_catalogue)]
 
 

@@ -1,0 +1,101 @@
+"""Repeated timed reads of an API, as Measurements. Reads only; a failed request is counted, not hidden."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from runbook_lib.errors import RunbookError
+from runbook_lib.model import Measurement
+
+WARM_UP = 3
+
+
+class Client(Protocol):
+    """What is timed: `proxmox.Proxmox` and `kubernetes.Kubernetes` both are one."""
+
+    def get(self, path: str) -> Any: ...
+
+    def clone_for_thread(self) -> Any: ...
+
+
+def latency(
+    client: Client,
+    endpoints: Mapping[str, str] | Iterable[str],
+    *,
+    requests: int = 100,
+    concurrency: int = 1,
+    emulated: bool = False,
+    threshold: float | None = None,
+    label: str = "",
+) -> list[Measurement]:
+    """One Measurement in milliseconds per endpoint class: `requests` timed GETs after a short warm-up.
+
+    `endpoints` maps a class's name to its path, or is the paths alone. With `concurrency` above 1 the requests are
+    shared by that many threads, each with a session of its own; a reading is still one request from call to answer.
+    `label` is put before the name, to tell two systems apart.
+    """
+    named = endpoints if isinstance(endpoints, Mapping) else {path: path for path in endpoints}
+    return [
+        _measure(client, f"{label} {name}".strip(), path, requests, concurrency, emulated, threshold)
+        for name, path in named.items()
+    ]
+
+
+def throughput(measurement: Measurement, concurrency: int) -> float | None:
+    """Requests a second that the readings amount to at this concurrency; None of no readings."""
+    mean = measurement.mean
+    return concurrency * 1000 / mean if mean else None
+
+
+def _measure(
+    client: Client,
+    name: str,
+    path: str,
+    requests: int,
+    concurrency: int,
+    emulated: bool,
+    threshold: float | None,
+) -> Measurement:
+    clients = [client] + [client.clone_for_thread() for _ in range(concurrency - 1)]
+    for each in clients:
+        for _ in range(WARM_UP):
+            _timed(each, path)
+    local = threading.local()
+    spare = list(clients)
+    lock = threading.Lock()
+
+    def one(_: int) -> float | None:
+        if not hasattr(local, "client"):
+            with lock:
+                local.client = spare.pop()
+        return _timed(local.client, path)
+
+    if concurrency == 1:
+        readings = [_timed(client, path) for _ in range(requests)]
+    else:
+        with ThreadPoolExecutor(concurrency) as pool:
+            readings = list(pool.map(one, range(requests)))
+    good = tuple(reading for reading in readings if reading is not None)
+    shown = name if concurrency == 1 else f"{name} ×{concurrency}"
+    return Measurement(
+        shown,
+        "ms",
+        good,
+        emulated=emulated,
+        subject=path,
+        threshold=threshold,
+        errors=len(readings) - len(good),
+    )
+
+
+def _timed(client: Client, path: str) -> float | None:
+    started = time.perf_counter()
+    try:
+        client.get(path)
+    except RunbookError:
+        return None
+    return (time.perf_counter() - started) * 1000
