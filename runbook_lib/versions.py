@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 
-from runbook_lib.facts import CapiProvider, Cozystack, Crd, KubeVersion, PveVersion
+from runbook_lib.facts import CapiProvider, Cozystack, Crd, KubeVersion, PveVersion, Workload
 
 PVE_END_OF_LIFE = {
     # Proxmox VE FAQ, "How long will my Proxmox VE version be supported?"
@@ -78,6 +78,17 @@ def kubernetes_floor(release: str | None, *, floor: str = "1.26", floor_cozystac
     """The lowest Kubernetes that counts here: CozyStack ≥ 1.5 raises the sprint's floor."""
     recent = bool(release) and numbers(release or "") >= (1, 5)
     return max(floor, floor_cozystack_15, key=numbers) if recent else floor
+
+
+def operator_version(workloads: Iterable[Workload]) -> str:
+    """The Cluster API operator's version by its image tag; empty where there is none or it is not a version."""
+    for workload in workloads:
+        if workload.kind == "Deployment" and "cluster-api-operator" in workload.name:
+            for image in workload.images:
+                tag = image.partition("@")[0].rpartition(":")[2]
+                if numbers(tag):
+                    return tag
+    return ""
 
 
 def contracts_served(crds: Iterable[Crd]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -359,9 +360,10 @@ def webhooks_are_reachable(webhooks: Iterable[Webhook]) -> Iterator[Finding]:
     source="Incident 8 of the first attempt (x509: unknown authority); caBundle of the configuration",
 )
 def webhook_ca_is_valid(
-    webhooks: Iterable[Webhook], *, now_epoch: float, certificate_warn_days: int = 30
+    webhooks: Iterable[Webhook], *, now_epoch: float | None = None, certificate_warn_days: int = 30
 ) -> Iterator[Finding]:
     """One finding per webhook: a CA bundle that parses and has not expired."""
+    now_epoch = time.time() if now_epoch is None else now_epoch
     for hook in webhooks:
         name = f"{hook.configuration}/{hook.name}"
         if hook.ca_error:

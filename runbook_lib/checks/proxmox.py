@@ -20,11 +20,15 @@ SOON_DAYS = 90
     remedy="Upgrade Proxmox VE along the vendor's path (7 to 8, 8 to 9), one major at a time.",
     source="Sprint 1.1 (minimum 7.0); Proxmox VE FAQ, support life cycle; GET /version",
 )
-def version_is_supported(version: PveVersion, *, floor: str = "7.0", today: date | None = None) -> Iterator[Finding]:
+def version_is_supported(
+    version: PveVersion, *, proxmox_version: str = "7.0", today: date | None = None
+) -> Iterator[Finding]:
     """One finding for the floor and one for the end of life of the major version."""
-    reached = at_least(version.version, floor)
+    reached = at_least(version.version, proxmox_version)
     words = "reaches" if reached else "is below"
-    yield verdict(reached, "floor", f"Proxmox VE {version.version} {words} the floor {floor}", version=version.version)
+    yield verdict(
+        reached, "floor", f"Proxmox VE {version.version} {words} the floor {proxmox_version}", version=version.version
+    )
     today = today or datetime.now(UTC).date()
     major = numbers(version.version)[0]
     end = PVE_END_OF_LIFE.get(major)

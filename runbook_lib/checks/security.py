@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from runbook_lib.checks import check, verdict
@@ -111,11 +112,12 @@ def tls_refuses_a_stranger(attempts: Iterable[LoginAttempt]) -> Iterator[Finding
 def certificates_are_current(
     certificates: Iterable[Certificate],
     *,
-    now_epoch: float,
+    now_epoch: float | None = None,
     certificate_warn_days: int = 30,
     certificate_fail_days: int = 7,
 ) -> Iterator[Finding]:
     """One finding per certificate: days left."""
+    now_epoch = time.time() if now_epoch is None else now_epoch
     for row in certificates:
         subject = f"{row.node}/{row.filename}"
         days = (row.not_after - now_epoch) / DAY
