@@ -1,0 +1,78 @@
+"""Time in the lab: the wall clock stays real, durations are scaled or advanced by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import math
+import time
+from collections.abc import Callable
+
+
+class Clock:
+    """A clock whose `sleep` is `scale` times faster than life; 0 is frozen, infinity does not wait at all.
+
+    `now()` is the real epoch time plus whatever was advanced by hand, so that a client that compares
+    clocks sees a healthy server until a test moves it.
+    """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        if scale < 0:
+            raise ValueError("the scale of time cannot be negative")
+        self.scale = scale
+        self.offset = 0.0
+        self._order = itertools.count()
+        self._waiting: list[tuple[float, int, asyncio.Event]] = []
+        self._lab = 0.0
+        self._last = time.monotonic()
+
+    def now(self) -> float:
+        """Seconds since the epoch, as this lab's servers tell them."""
+        return time.time() + self.offset
+
+    def elapsed(self) -> float:
+        """Lab seconds since this clock was made: scaled, and with everything that was advanced by hand."""
+        tick = time.monotonic()
+        if not math.isinf(self.scale):
+            self._lab += (tick - self._last) * self.scale
+        self._last = tick
+        return self._lab
+
+    def real(self, seconds: float) -> float:
+        """Real seconds that `seconds` of the lab take; infinity when time is frozen."""
+        return math.inf if self.scale == 0 else seconds / self.scale
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after `seconds` of the lab, or as soon as `advance` has moved time that far."""
+        if seconds <= 0 or math.isinf(self.scale):
+            await asyncio.sleep(0)
+            return
+        event = asyncio.Event()
+        entry = (self.elapsed() + seconds, next(self._order), event)
+        heapq.heappush(self._waiting, entry)
+        real = self.real(seconds)
+        try:
+            await asyncio.wait_for(event.wait(), None if math.isinf(real) else real)
+        except TimeoutError:
+            pass
+        finally:
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+                heapq.heapify(self._waiting)
+
+    def advance(self, seconds: float) -> None:
+        """Move time forward by hand: the wall clock and every sleep that ends within it."""
+        self.offset += seconds
+        self._lab = self.elapsed() + seconds
+        while self._waiting and self._waiting[0][0] <= self._lab + 1e-9:
+            heapq.heappop(self._waiting)[2].set()
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> asyncio.Task[None]:
+        """The task that calls `callback` after `seconds` of the lab; cancel it to forget the call."""
+
+        async def later() -> None:
+            await self.sleep(seconds)
+            callback()
+
+        return asyncio.get_running_loop().create_task(later())

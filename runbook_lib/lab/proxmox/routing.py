@@ -1,0 +1,367 @@
+"""The table of Proxmox VE endpoints, and the call a handler is given.
+
+One file an API area registers its endpoints with `@route`. A handler returns the value of `data`; what goes
+beside it (`total`, `changes`) it puts into `call.extra`. Permission rules run before parameters are verified,
+as on a real server, so they read `call.raw`; handlers read the typed `call.params`.
+
+    @route("GET", "/nodes/{node}/storage", params={"content": String(optional=True)}, permission="any", node=True)
+    def list_storage(call: Call) -> list[dict[str, Any]]: ...
+
+`{volume:rest}` takes the rest of the path, slashes included: the server decodes %2F before it routes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .schema import Array, Boolean, Integer, Number, Param, String, split_list, verify
+
+if TYPE_CHECKING:
+    from ..clock import Clock
+    from .state import PveState
+    from .worker import Work
+
+__all__ = [
+    "Array",
+    "AuthId",
+    "Boolean",
+    "Call",
+    "Integer",
+    "Number",
+    "Param",
+    "PveError",
+    "Route",
+    "Rule",
+    "String",
+    "Upload",
+    "all_of",
+    "one_of",
+    "param_error",
+    "perm",
+    "permission_error",
+    "route",
+    "split_list",
+]
+
+REASONS = {
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    595: "Connection refused",
+    596: "Connection timed out",
+    599: "Too many redirections",
+}
+
+
+class PveError(Exception):
+    """An answer with a code ≥ 400: message (its first line becomes the reason phrase) and errors by parameter.
+
+    `PveError(500, "storage 'x' does not exist")`; the newline at the end of a real message is added on the wire.
+    `bare` answers carry no body at all (401 of the authentication phase, 595 of an unreachable node).
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        errors: Mapping[str, str] | None = None,
+        *,
+        bare: bool = False,
+        newline: bool = True,
+        delay: float = 0.0,
+    ) -> None:
+        self.status, self.message, self.errors = status, message, dict(errors) if errors else None
+        self.bare, self.newline, self.delay = bare, newline, delay
+        super().__init__(message)
+
+
+def param_error(errors: Mapping[str, str]) -> PveError:
+    """The 400 "Parameter verification failed." that names each parameter."""
+    return PveError(400, "Parameter verification failed.", errors)
+
+
+def permission_error(what: str = "") -> PveError:
+    """The 403 a refused permission check answers with."""
+    return PveError(403, f"Permission check failed ({what})" if what else "Permission check failed")
+
+
+@dataclass(frozen=True)
+class AuthId:
+    """Who calls: a user, perhaps through one of their tokens; `str()` is `user@realm` or `user@realm!token`."""
+
+    user: str
+    token: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.user}!{self.token}" if self.token else self.user
+
+    @property
+    def is_root(self) -> bool:
+        """Root in person; a token of root's is not."""
+        return self.user == "root@pam" and self.token is None
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The file part of a multipart request, spooled to `path`; whoever wants to keep it moves it away."""
+
+    filename: str
+    path: Path
+    size: int
+
+
+@dataclass
+class Call:
+    """One request on its way through a handler."""
+
+    state: PveState
+    method: str
+    path: str
+    raw: dict[str, Any]
+    auth: AuthId | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    upload: Upload | None = None
+
+    @property
+    def flavour(self) -> str:
+        """The version's two numbers that decide behaviour: "8.4" or "9.2"."""
+        return self.state.flavour
+
+    @property
+    def clock(self) -> Clock:
+        """The lab's clock."""
+        return self.state.clock
+
+    @property
+    def node(self) -> str:
+        """The node in the path; `localhost` is the node that answers."""
+        node = str(self.raw.get("node", ""))
+        return self.state.local_node if node in ("", "localhost") else node
+
+    @property
+    def authid(self) -> str:
+        """`user@realm` or `user@realm!token`; raises 403 when nobody is logged in."""
+        if self.auth is None:
+            raise permission_error("user != null")
+        return str(self.auth)
+
+    def allowed(self, path: str, *privs: str, any_of: bool = False) -> bool:
+        """Whether the caller has all (or any) of the privileges on the path."""
+        if self.auth is None:
+            return False
+        held = self.state.access.permissions(self.auth, path)
+        return any(p in held for p in privs) if any_of else all(p in held for p in privs)
+
+    def check(self, path: str, *privs: str, any_of: bool = False) -> None:
+        """Nothing when the caller has the privileges; else the 403 with a real server's words."""
+        if self.auth is None:
+            raise permission_error("user != null")
+        held = self.state.access.permissions(self.auth, path)
+        if any_of:
+            if not any(p in held for p in privs):
+                raise permission_error(f"{path}, {'|'.join(privs)}")
+            return
+        for priv in privs:
+            if priv not in held:
+                raise permission_error(f"{path}, {priv}")
+
+    def task(self, kind: str, id: str | int, work: Work, node: str | None = None) -> str:
+        """The UPID of a new task that does `work(TaskContext)`; an error raised in it is its exit status."""
+        return self.state.tasks.start(kind, str(id), work, node=node or self.node, user=self.authid)
+
+
+# ---------------------------------------------------------------------------------------------- permissions
+
+Rule = Callable[[Call], None]
+"""A permission rule: returns, or raises the 403. It sees `call.raw` only: parameters are not verified yet."""
+
+
+def _fill(template: str, raw: Mapping[str, Any]) -> str:
+    return re.sub(r"\{([^}]+)\}", lambda match: str(raw.get(match[1], "")), template)
+
+
+def perm(path: str, *privs: str, any_of: bool = False) -> Rule:
+    """The rule that the caller holds the privileges on `path`, in which `{name}` is a parameter."""
+
+    def rule(call: Call) -> None:
+        call.check(_fill(path, call.raw), *privs, any_of=any_of)
+
+    return rule
+
+
+def all_of(*rules: Rule) -> Rule:
+    """The rule that every one of the rules holds; the first that does not names the reason."""
+
+    def rule(call: Call) -> None:
+        for each in rules:
+            each(call)
+
+    return rule
+
+
+def one_of(*rules: Rule) -> Rule:
+    """The rule that one of the rules holds; a real server then gives no reason."""
+
+    def rule(call: Call) -> None:
+        for each in rules:
+            try:
+                each(call)
+            except PveError:
+                continue
+            return
+        raise permission_error()
+
+    return rule
+
+
+# ---------------------------------------------------------------------------------------------- routes
+
+Handler = Callable[[Call], Any | Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One endpoint: method, path template, and what a request must satisfy before the handler sees it."""
+
+    method: str
+    template: str
+    handler: Handler
+    params: Mapping[str, Param]
+    permission: str | Rule
+    node: bool = False
+    tokens: bool = True
+    protected: bool = False
+    upload: bool = False
+
+    def authorise(self, call: Call) -> None:
+        """Nothing, or the 403 of a real server: world, any user, a rule, or root@pam in person."""
+        if self.permission == "world":
+            return
+        if call.auth is None:
+            raise permission_error("user != null")
+        if call.auth.token and not self.tokens:
+            # The missing parenthesis is the server's own.
+            raise permission_error(f"URI '{call.path}' not available with API token, need proper ticket.\n")
+        if call.auth.is_root or self.permission == "any":
+            return
+        if self.permission == "root-only":
+            raise permission_error("user != root@pam")
+        if callable(self.permission):
+            self.permission(call)
+
+    def verified(self, call: Call) -> dict[str, Any]:
+        """The typed parameters, path arguments included; raises the 400 that names what is wrong."""
+        typed, errors = verify(self.params, call.raw)
+        if errors:
+            raise param_error(errors)
+        return typed
+
+
+PATH_PARAMS: dict[str, Param] = {
+    "node": String(),
+    "vmid": Integer(format="pve-vmid"),
+    "storage": String(format="pve-storage-id"),
+}
+"""Path arguments every area means the same by; an endpoint may name its own in `params`."""
+
+
+@dataclass
+class _Branch:
+    children: dict[str, _Branch] = field(default_factory=dict)
+    argument: _Branch | None = None
+    methods: dict[str, tuple[Route, tuple[str, ...]]] = field(default_factory=dict)
+    rest: dict[str, tuple[Route, tuple[str, ...]]] = field(default_factory=dict)
+
+
+class Router:
+    """Routes by path: a literal segment wins over an argument, as in the server's own tree."""
+
+    def __init__(self) -> None:
+        self._root = _Branch()
+        self.routes: list[Route] = []
+
+    def add(self, new: Route) -> None:
+        """Take the route in; a second one for the same method and path replaces the first."""
+        branch, names = self._root, []
+        for segment in filter(None, new.template.split("/")):
+            if segment.endswith(":rest}"):
+                names.append(segment[1:-6])
+                branch.rest[new.method] = (new, tuple(names))
+                break
+            if segment.startswith("{"):
+                names.append(segment[1:-1])
+                branch.argument = branch.argument or _Branch()
+                branch = branch.argument
+            else:
+                branch = branch.children.setdefault(segment, _Branch())
+        else:
+            branch.methods[new.method] = (new, tuple(names))
+        self.routes = [r for r in self.routes if (r.method, r.template) != (new.method, new.template)] + [new]
+
+    def find(self, method: str, path: str) -> tuple[Route, dict[str, str]] | None:
+        """The route and its path arguments; None where a real server answers 501."""
+        segments = [segment for segment in path.split("/") if segment]
+        found = self._walk(self._root, method, segments, ())
+        if found is None:
+            return None
+        (matched, names), values = found
+        return matched, dict(zip(names, values, strict=True))
+
+    def _walk(
+        self, branch: _Branch, method: str, segments: list[str], values: tuple[str, ...]
+    ) -> tuple[tuple[Route, tuple[str, ...]], tuple[str, ...]] | None:
+        if not segments:
+            return (branch.methods[method], values) if method in branch.methods else None
+        head, tail = segments[0], segments[1:]
+        if head in branch.children and (found := self._walk(branch.children[head], method, tail, values)):
+            return found
+        if branch.argument and (found := self._walk(branch.argument, method, tail, (*values, head))):
+            return found
+        if method in branch.rest:
+            return branch.rest[method], (*values, "/".join(segments))
+        return None
+
+
+ROUTER = Router()
+"""Every endpoint of every area that was imported."""
+
+
+def route(
+    method: str,
+    template: str,
+    *,
+    params: Mapping[str, Param] | None = None,
+    permission: str | Rule = "root-only",
+    node: bool | None = None,
+    tokens: bool = True,
+    protected: bool = False,
+    upload: bool = False,
+) -> Callable[[Handler], Handler]:
+    """A decorator that makes the function the endpoint.
+
+    permission: "world" (no login), "any" (any login), "root-only", or a rule made by `perm`, `all_of`, `one_of`
+    or by hand. node: the request belongs to the node in the path, so an unknown node answers 500 and an offline
+    one 595; the default is True for every path under /nodes/{node}. tokens=False: only a ticket will do.
+    """
+    arguments = [name.removesuffix(":rest") for name in re.findall(r"\{([^}]+)\}", template)]
+    specs = {name: PATH_PARAMS.get(name, String()) for name in arguments} | dict(params or {})
+
+    def register(handler: Handler) -> Handler:
+        proxied = template.startswith("/nodes/{node}") if node is None else node
+        ROUTER.add(Route(method, template, handler, specs, permission, proxied, tokens, protected, upload))
+        return handler
+
+    return register
+
+
+def endpoints() -> Iterator[tuple[str, str]]:
+    """Method and path template of every endpoint, sorted by path: the coverage of the emulator."""
+    yield from sorted(((each.method, each.template) for each in ROUTER.routes), key=lambda pair: (pair[1], pair[0]))

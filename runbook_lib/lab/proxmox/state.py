@@ -1,0 +1,95 @@
+"""The whole state of an emulated Proxmox VE cluster, apart from HTTP.
+
+Each API area owns its part: it defines the dataclasses and a `load(state, section)` that fills them from the
+`proxmox:` section of a scenario. `AREAS` is the order in which they load.
+"""
+
+from __future__ import annotations
+
+import importlib
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..clock import Clock
+from .permissions import Access
+from .worker import Tasks
+
+if TYPE_CHECKING:
+    from .nodes import NodeState
+    from .pools import PoolState
+    from .qemu import GuestState
+    from .storage import StorageState, VolumeState
+
+AREAS = ("access", "nodes", "network", "storage", "qemu", "pools", "tasks", "cluster")
+"""Modules of this package that hold endpoints, in the order in which they load a scenario."""
+
+VERSIONS = {
+    "8.4": {"version": "8.4.21", "release": "8.4", "repoid": "2606ac850d46da29"},
+    "9.2": {"version": "9.2.11", "release": "9.2", "repoid": "8d0c0b1ba2b53c0e"},
+}
+
+
+class PveState:
+    """One cluster (or one standalone node, when `cluster_name` is None).
+
+    nodes by name in order, the first being the one that answers; guests by vmid; storages by id; pools by id;
+    volumes by (node or "" when shared, volid);
+    `access` holds users, groups, roles, ACL and tokens; `tasks` everything that ran; `areas` is free space for
+    areas that need more (one key each); `spool` is where uploads are kept.
+    """
+
+    def __init__(self, *, flavour: str = "9.2", cluster_name: str | None = None, clock: Clock | None = None) -> None:
+        if flavour not in VERSIONS:
+            raise ValueError(f"no such Proxmox VE flavour: {flavour}; known are {', '.join(VERSIONS)}")
+        self.flavour = flavour
+        self.cluster_name = cluster_name
+        self.clock = clock or Clock()
+        self.nodes: dict[str, NodeState] = {}
+        self.guests: dict[int, GuestState] = {}
+        self.storages: dict[str, StorageState] = {}
+        self.volumes: dict[tuple[str, str], VolumeState] = {}
+        self.pools: dict[str, PoolState] = {}
+        self.tasks = Tasks(self.clock)
+        self.datacenter: dict[str, Any] = {}
+        self.areas: dict[str, Any] = {}
+        self.access = Access(self)
+        self.secret = secrets.token_bytes(32)
+        self.spool: Path | None = None
+        self.certificate_pem = ""
+
+    @property
+    def local_node(self) -> str:
+        """The node that answers: the first one."""
+        return next(iter(self.nodes), "localhost")
+
+    @classmethod
+    def from_scenario(
+        cls, section: Mapping[str, Any], *, clock: Clock | None = None, spool: Path | None = None
+    ) -> PveState:
+        """The state that the `proxmox:` section of a scenario describes."""
+        state = cls(
+            flavour=str(section.get("flavour", "9.2")),
+            cluster_name=section.get("cluster_name") or None,
+            clock=clock,
+        )
+        state.spool = spool
+        for area in areas():
+            load = getattr(area, "load", None)
+            if load is not None:
+                load(state, section)
+        return state
+
+
+def areas() -> list[Any]:
+    """The modules of all areas, imported; importing one registers its endpoints."""
+    found = []
+    for name in AREAS:
+        full = f"{__package__}.{name}"
+        try:
+            found.append(importlib.import_module(full))
+        except ModuleNotFoundError as missing:
+            if missing.name != full:
+                raise
+    return found
