@@ -75,6 +75,13 @@ def check(
     return decorate
 
 
+def __getattr__(name: str) -> Any:
+    """The area of that name, loaded on first use: `checks.proxmox`."""
+    if name in {module.name for module in pkgutil.iter_modules(__path__)}:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"there is no area of checks called {name!r}")
+
+
 def catalogue() -> list[CheckInfo]:
     """Every check of every area, sorted by id."""
     for module in pkgutil.iter_modules(__path__):

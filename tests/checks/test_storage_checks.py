@@ -1,0 +1,91 @@
+"""Judgement of storage, at and around every threshold."""
+
+from __future__ import annotations
+
+import pytest
+
+from runbook_lib import checks
+from runbook_lib.facts import Storage, ThinPool, Volume
+
+GIB = 2**30
+
+
+def statuses(findings):
+    """The statuses alone, in order."""
+    return [str(finding.status) for finding in findings]
+
+
+def storage(name="local-lvm", **given):
+    """An active local storage for images, half full of 100 GiB."""
+    usual = {
+        "node": "pve1",
+        "type": "lvmthin",
+        "content": ("images",),
+        "active": True,
+        "enabled": True,
+        "shared": False,
+    }
+    sizes = {"total_bytes": 100 * GIB, "used_bytes": 50 * GIB, "available_bytes": 50 * GIB}
+    return Storage(name=name, **{**usual, **sizes, **given})
+
+
+@pytest.mark.parametrize(("used", "expected"), [(79, "pass"), (80, "warn"), (89, "warn"), (90, "fail")])
+def test_fill_is_graded(used, expected):
+    """80 % and 90 % are the thresholds."""
+    assert statuses(checks.storage.storage_has_room([storage(used_bytes=used * GIB)])) == [expected]
+
+
+def test_shared_storage_is_judged_once():
+    """Three nodes that see one share give one finding."""
+    rows = [storage("nfs", node=f"pve{n}", shared=True) for n in (1, 2, 3)]
+    assert len(checks.storage.storage_has_room(rows)) == 1
+
+
+def test_storage_without_figures_is_a_skip():
+    """An inactive storage gave no sizes; that is not room."""
+    assert statuses(checks.storage.storage_has_room([storage(active=False, total_bytes=None)])) == ["skip"]
+
+
+def test_inactive_fails_and_disabled_is_skipped():
+    """A storage somebody disabled is not a fault."""
+    rows = [storage(), storage("nfs", active=False), storage("old", enabled=False, active=False)]
+    assert statuses(checks.storage.storage_is_active(rows)) == ["pass", "fail", "skip"]
+
+
+@pytest.mark.parametrize(
+    ("data", "metadata", "expected"),
+    [(50, 50, ["pass", "pass"]), (50, 90, ["pass", "fail"]), (80, 50, ["warn", "pass"])],
+)
+def test_thin_pool_fills_twice(data, metadata, expected):
+    """Data and metadata are judged apart."""
+    pool = ThinPool("pve1", "pve", "data", 100, data, 100, metadata)
+    assert statuses(checks.storage.thin_pool_has_room([pool])) == expected
+
+
+def test_content_types_are_wanted_on_every_node():
+    """images on pve1 does not help pve2."""
+    rows = [storage(content=("images", "iso")), storage("local", node="pve2", content=("iso",))]
+    found = checks.storage.content_types_are_served(rows)
+    assert statuses(found) == ["pass", "pass", "fail", "pass"]
+    assert found[2].message == "pve2: no storage holds images"
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [(50, "pass"), (51, "fail")])
+def test_room_for_volumes_looks_at_the_largest_free_space(wanted, expected):
+    """One volume lives on one storage: free spaces are not added up."""
+    rows = [storage(), storage("small", available_bytes=10 * GIB)]
+    assert statuses(checks.storage.room_for_volumes(rows, storage_free_gib=wanted)) == [expected]
+
+
+def test_room_for_volumes_ignores_storages_without_images():
+    """Free space for backups is no room for volumes: nothing to look at."""
+    assert statuses(checks.storage.room_for_volumes([storage(content=("backup",))])) == ["skip"]
+
+
+def test_test_volume_must_be_listed_and_then_gone():
+    """Allocation and removal are both proved by the storage's own list."""
+    volume = Volume("pve1", "local-lvm", "local-lvm:vm-1-disk-0", "images", "raw", GIB, 1)
+    assert statuses(checks.storage.volume_is_listed([volume], volume.volid)) == ["pass"]
+    assert statuses(checks.storage.volume_is_listed([], volume.volid)) == ["fail"]
+    assert statuses(checks.storage.volume_is_gone([], volume.volid)) == ["pass"]
+    assert statuses(checks.storage.volume_is_gone([volume], volume.volid)) == ["fail"]
