@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from enum import Enum
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from urllib.parse import parse_qs, urlsplit
 import urllib3
 import urllib3.exceptions as u3
 from requests.adapters import HTTPAdapter
+from requests.utils import get_environ_proxies
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from runbook_lib.answers import error_for, shown_path, system_name, transport_error
@@ -79,6 +81,11 @@ class Trust:
     def __post_init__(self) -> None:
         if self.fingerprint and not re.fullmatch(r"[0-9a-fA-F]{64}", self.fingerprint.replace(":", "")):
             raise ParameterError("fingerprint", "not a SHA-256 fingerprint", "64 hex digits, as in `pvenode cert info`")
+
+    @classmethod
+    def of(cls, endpoint: Any) -> Trust:
+        """What the `proxmox` part of a site says about trust."""
+        return cls(endpoint.ca_file, endpoint.fingerprint, endpoint.verify)
 
     def pool_arguments(self) -> dict[str, Any]:
         """What urllib3's pools want to hear."""
@@ -181,18 +188,19 @@ class Wire:
         while True:
             attempt += 1
             left = max(0.1, began + self.total - self._clock())
-            limits = _limits(timeout, min(self.timeout, left), path)
-            response, error = self._attempt(method, path, send, limits, attempt, deadline=began + self.total)
+            limits = _limits(timeout, self.timeout, path, left=left if attempt > 1 else None)
+            patience = limits.read_timeout if isinstance(limits.read_timeout, float) else self.timeout
+            deadline = began + max(self.total, patience)
+            response, error = self._attempt(method, path, send, limits, attempt, deadline=deadline)
             wait = self._wait_before_next(method, response, error, attempt, left=began + self.total - self._clock())
-            if wait is None:
-                if response is not None:
-                    return self._checked(method, path, where, response)
-                assert error is not None
-                seconds = limits.read_timeout if isinstance(limits.read_timeout, float | int) else self.timeout
+            if wait is not None:
+                self._sleep(wait)
+            elif error is not None:
                 raise transport_error(
-                    self.system, method, path, where, error, timeout=seconds, attempts=attempt
+                    self.system, method, path, where, error, timeout=patience, attempts=attempt
                 ) from error
-            self._sleep(wait)
+            elif response is not None:
+                return self._checked(method, path, where, response)
 
     def _attempt(
         self, method: str, path: str, send: Sender, limits: urllib3.Timeout, attempt: int, *, deadline: float
@@ -327,21 +335,25 @@ def is_stream(path: str) -> bool:
 # --- one attempt -------------------------------------------------------------------------------------------------
 
 
-def _limits(given: Any, longest: float, path: str) -> urllib3.Timeout:
-    """The caller's limits where it has any, ours else; a stream may be silent as long as it was asked to last."""
-    connect, read = (given.connect_timeout, given._read) if isinstance(given, urllib3.Timeout) else (given, given)
-    longest_read: float | None = longest
-    if is_stream(path):
+def _limits(given: Any, ours: float, path: str, *, left: float | None) -> urllib3.Timeout:
+    """The caller's limits where it has any, `ours` else; a retry gets no more than is `left` of the whole.
+
+    A stream may be silent as long as it was asked to last.
+    """
+    connect, read = given, given
+    if isinstance(given, urllib3.Timeout):
+        connect, read = given.connect_timeout, given._read if _is_number(given._read) else given.total
+    if is_stream(path) and not _is_number(read):
         asked = parse_qs(urlsplit(path).query).get("timeoutSeconds", [""])[-1]
-        longest_read = float(asked) + longest if asked.isdigit() else None
-        return urllib3.Timeout(connect=longest, read=_shorter(read, longest_read))
-    return urllib3.Timeout(connect=_shorter(connect, longest), read=_shorter(read, longest_read))
+        return urllib3.Timeout(connect=ours, read=float(asked) + ours if asked.isdigit() else None)
+    limits = [float(value) if _is_number(value) else ours for value in (connect, read)]
+    if left is not None:
+        limits = [min(limit, left) for limit in limits]
+    return urllib3.Timeout(connect=limits[0], read=limits[1])
 
 
-def _shorter(given: Any, ours: float | None) -> float | None:
-    if not isinstance(given, int | float) or given < 0:
-        return ours
-    return float(given) if ours is None else min(float(given), ours)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, Enum) and value >= 0
 
 
 def _read_whole(response: urllib3.BaseHTTPResponse, late: Callable[[], bool]) -> urllib3.BaseHTTPResponse:
@@ -472,6 +484,8 @@ class _WireAdapter(HTTPAdapter):
 
     def send(self, request: Any, stream: bool = False, **kw: Any) -> Any:  # type: ignore[override]
         token = _streaming.set(bool(stream))
+        # a session that must not read ~/.netrc has trust_env off, which would switch proxies off as well
+        kw["proxies"] = kw.get("proxies") or get_environ_proxies(request.url)
         try:
             return super().send(request, stream=stream, **kw)
         finally:
