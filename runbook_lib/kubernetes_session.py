@@ -1,0 +1,415 @@
+"""How the runbook talks to Kubernetes: the official client's connections through the wire, and what facts need."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import yaml
+
+from runbook_lib import errors, secrets, wire
+
+FIELD_MANAGER = "runbook"
+PAGE = 500
+APPLY = "application/apply-patch+yaml"
+WATCH_SECONDS = 60
+RELIST_AFTER_SECONDS = 0.5
+
+Object = dict[str, Any]
+Objects = list[Object]  # inside the class, `list` is the method
+
+
+class Reader:
+    """What facts ask of a Kubernetes API: GETs. Tests put a dictionary behind it."""
+
+    identity = ""
+
+    def get(self, path: str, /, **query: Any) -> Object:
+        """One JSON answer. Raises the ApiError tree; NotFound where there is nothing."""
+        raise NotImplementedError
+
+    def find(self, path: str, /, **query: Any) -> Object | None:
+        """One JSON answer, None where there is nothing."""
+        try:
+            return self.get(path, **query)
+        except errors.NotFound:
+            return None
+
+    def list(self, path: str, /, **query: Any) -> Objects:
+        """Every item of a collection, read in pages; none where the API group is not served."""
+        try:
+            return self._pages(path, query)
+        except errors.NotFound:
+            return []
+        except errors.ApiError as error:
+            if error.status != HTTPStatus.GONE:
+                raise
+            return self.get(path, **query).get("items") or []  # the list outlived its snapshot: once more, in one go
+
+    def _pages(self, path: str, query: Mapping[str, Any]) -> Objects:
+        items: Objects = []
+        asked: dict[str, Any] = {**query, "limit": PAGE}
+        while True:
+            page = self.get(path, **asked)
+            items += page.get("items") or []
+            token = (page.get("metadata") or {}).get("continue")
+            if not token:
+                return items
+            asked["continue"] = token
+
+    def group(self, group: str) -> str | None:
+        """The path of the API group's preferred version, None where it is not served."""
+        found = self.find(f"/apis/{group}")
+        version = ((found or {}).get("preferredVersion") or {}).get("groupVersion")
+        return f"/apis/{version}" if version else None
+
+    def resources(self, base: str) -> Objects:
+        """What a version of an API group serves, without subresources; `base` like "/apis/apps/v1"."""
+        found = self.find(base) or {}
+        return [entry for entry in found.get("resources") or [] if "/" not in entry["name"]]
+
+    def resource(self, api_version: str, kind: str) -> Object:
+        """The discovery entry (`name`, `namespaced` …) of a kind. Raises NotFound where it is not served."""
+        base = "/api/v1" if api_version == "v1" else f"/apis/{api_version}"
+        for entry in self.resources(base):
+            if entry["kind"] == kind:
+                return entry
+        raise errors.NotFound(
+            f"the cluster does not serve {kind} of {api_version}",
+            hint="is the component that brings it installed?",
+            system="kubernetes",
+            method="GET",
+            path=base,
+            status=404,
+        )
+
+    def path_of(self, manifest: Mapping[str, Any]) -> str:
+        """The path of the object a manifest describes."""
+        api_version, metadata = manifest["apiVersion"], manifest["metadata"]
+        base = "/api/v1" if api_version == "v1" else f"/apis/{api_version}"
+        entry = self.resource(api_version, manifest["kind"])
+        if entry["namespaced"]:
+            base += f"/namespaces/{quote(metadata.get('namespace') or 'default', safe='')}"
+        return f"{base}/{entry['name']}/{quote(metadata['name'], safe=':')}"
+
+
+class Kubernetes(Reader):
+    """One Kubernetes API as one identity. `.api_client` is the official client's own object on the same connections."""
+
+    def __init__(self, api_client: Any, kube_wire: wire.Wire, *, timeout: float = 30.0, identity: str = "") -> None:
+        self.api_client, self.wire, self.timeout, self.identity = api_client, kube_wire, timeout, identity
+
+    def get(self, path: str, /, **query: Any) -> Object:
+        """One JSON answer. Raises the ApiError tree; NotFound where there is nothing."""
+        return self.request("GET", path, **query)
+
+    def request(
+        self, method: str, path: str, /, *, body: Any = None, content_type: str = "application/json", **query: Any
+    ) -> Object:
+        """The JSON answer of any request. Writes pass only inside `wire.permit`, a dry run always."""
+        response = self._open(method, path, query, body=body, content_type=content_type)
+        try:
+            text = response.data
+        finally:
+            response.release_conn()
+        return _decoded(text, response, method, path)
+
+    def apply(
+        self,
+        manifest: Mapping[str, Any],
+        *,
+        dry_run: bool = False,
+        force: bool = False,
+        field_manager: str = FIELD_MANAGER,
+    ) -> Object:
+        """The object as server-side apply leaves it (or, with `dry_run`, would leave it).
+
+        Raises Conflict when another manager owns a field, which `force` takes over; Refused for a field the schema
+        does not know.
+        """
+        query: dict[str, Any] = {"fieldManager": field_manager, "force": force, "fieldValidation": "Strict"}
+        if dry_run:
+            query["dryRun"] = "All"
+        return self.request("PATCH", self.path_of(manifest), body=manifest, content_type=APPLY, **query)
+
+    def delete(
+        self,
+        thing: Mapping[str, Any] | str,
+        *,
+        propagation: str = "Background",
+        uid: str | None = None,
+        dry_run: bool = False,
+    ) -> Object | None:
+        """What the server answered, None when the thing was gone before. `thing` is a manifest or a path.
+
+        With `uid`, something else that took the name in the meantime is left alone (Conflict).
+        """
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
+        if uid:
+            options["preconditions"] = {"uid": uid}
+        query = {"dryRun": "All"} if dry_run else {}
+        try:
+            path = thing if isinstance(thing, str) else self.path_of(thing)
+            return self.request("DELETE", path, body=options, **query)
+        except errors.NotFound:
+            return None
+
+    def watch(
+        self, path: str, /, *, timeout_seconds: float = WATCH_SECONDS, **query: Any
+    ) -> Iterator[tuple[str, Object]]:
+        """Events (type, object) of a collection until the server ends the watch. Raises ApiError for an ERROR event."""
+        asked = {**query, "watch": True, "timeoutSeconds": max(1, int(timeout_seconds)), "allowWatchBookmarks": True}
+        response = self._open("GET", path, asked, timeout=timeout_seconds + self.timeout)
+        try:
+            for line in _lines(response):
+                event = _decoded(line, response, "WATCH", path)
+                kind, thing = event["type"], event["object"]
+                if kind == "ERROR":
+                    status = int(thing.get("code") or HTTPStatus.INTERNAL_SERVER_ERROR)
+                    raise wire.error_for(
+                        "kubernetes", "WATCH", path, status, thing.get("reason") or "", json.dumps(thing)
+                    )
+                if kind != "BOOKMARK":
+                    yield kind, thing
+        finally:
+            response.close()
+
+    def wait(
+        self,
+        path: str,
+        predicate: Callable[[Object | None], Any],
+        timeout: float = 60,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Object | None:
+        """The object at `path` (None once it is gone) as soon as `predicate` of it is true.
+
+        Lists first and watches from there; a watch that breaks, or that the server refuses with an ERROR event, as
+        one with an old etcd does, is replaced by listing again. Raises WaitTimeout telling what was seen last.
+        """
+        collection, _, name = path.rpartition("/")
+        selector = f"metadata.name={name}"
+        started = clock()
+        while True:
+            listed = self.get(collection, fieldSelector=selector)
+            thing: Object | None = next(iter(listed.get("items") or []), None)
+            if predicate(thing):
+                return thing
+            left = timeout - (clock() - started)
+            if left <= 0:
+                raise errors.WaitTimeout(f"{path} did not come to the state waited for in {timeout:g} s", _seen(thing))
+            version = (listed.get("metadata") or {}).get("resourceVersion", "")
+            began = clock()
+            try:
+                for kind, thing in self.watch(
+                    collection,
+                    timeout_seconds=min(left, WATCH_SECONDS),
+                    fieldSelector=selector,
+                    resourceVersion=version,
+                ):
+                    thing = None if kind == "DELETED" else thing
+                    if predicate(thing):
+                        return thing
+            except (errors.NotAuthenticated, errors.NotAllowed, errors.TlsError):
+                raise
+            except errors.ApiError:
+                pass  # the list at the top of the loop tells the truth
+            if clock() - began < RELIST_AFTER_SECONDS:
+                sleep(min(RELIST_AFTER_SECONDS, max(left, 0)))
+
+    def logs(
+        self, namespace: str, pod: str, *, container: str | None = None, tail: int | None = None, **query: Any
+    ) -> str:
+        """What the pod wrote, its last `tail` lines if given."""
+        asked = {"container": container, "tailLines": tail, **query}
+        path = f"/api/v1/namespaces/{namespace}/pods/{pod}/log"
+        response = self._open("GET", path, asked, accept="*/*")
+        try:
+            return response.data.decode("utf-8", "replace")
+        finally:
+            response.release_conn()
+
+    def exec(
+        self, namespace: str, pod: str, command: Sequence[str], *, container: str | None = None
+    ) -> tuple[int, str, str]:
+        """Exit code, standard output and error of a command in a pod. Passes only inside `wire.permit`."""
+        import websocket
+        from kubernetes.stream import ws_client
+
+        path = f"/api/v1/namespaces/{namespace}/pods/{pod}/exec"
+        query = [("command", part) for part in command] + [("stdout", "true"), ("stderr", "true")]
+        if container:
+            query.append(("container", container))
+        headers = self._headers("GET", path)
+        headers["sec-websocket-protocol"] = "v5.channel.k8s.io,v4.channel.k8s.io"
+        with self.wire.record("GET", path):
+            try:
+                channel = ws_client.WSClient(
+                    self.api_client.configuration,
+                    ws_client.get_websocket_url(f"{self.api_client.configuration.host}{path}?{urlencode(query)}"),
+                    headers,
+                    capture_all=False,
+                )
+            except (websocket.WebSocketException, OSError) as error:
+                raise errors.Unavailable(
+                    f"no command could be run in {namespace}/{pod}",
+                    str(error),
+                    system="kubernetes",
+                    method="GET",
+                    path=path,
+                ) from error
+        out, err = [], []
+        while channel.is_open():
+            channel.update(timeout=1)
+            out.append(channel.read_stdout() if channel.peek_stdout() else "")
+            err.append(channel.read_stderr() if channel.peek_stderr() else "")
+        return channel.returncode or 0, "".join(out), "".join(err)
+
+    def secret(self, namespace: str, name: str, key: str) -> str:
+        """The decoded value of a Secret's key: who `k8s:` references are resolved by."""
+        found = self.get(f"/api/v1/namespaces/{namespace}/secrets/{name}").get("data") or {}
+        if key not in found:
+            raise errors.SecretError(f"k8s:{namespace}/{name}/{key}", "the Secret has no such key")
+        return base64.b64decode(found[key]).decode()
+
+    def _headers(self, method: str, path: str) -> dict[str, str]:
+        headers = {"user-agent": self.api_client.user_agent}
+        self.api_client.update_params_for_auth(headers, [], ["BearerToken"], path, method, None)
+        return headers
+
+    def _open(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any],
+        *,
+        body: Any = None,
+        content_type: str = "",
+        accept: str = "application/json",
+        timeout: float | None = None,
+    ) -> Any:
+        import urllib3
+
+        given = [(key, _text(value)) for key, value in query.items() if value is not None]
+        headers = {**self._headers(method, path), "accept": accept}
+        payload = None
+        if body is not None:
+            payload = json.dumps(body).encode()
+            headers["content-type"] = content_type
+        url = self.api_client.configuration.host + path + (f"?{urlencode(given)}" if given else "")
+        limit = urllib3.Timeout(connect=self.timeout, read=timeout or self.timeout)
+        response = self.api_client.rest_client.pool_manager.request(
+            method, url, body=payload, headers=headers, timeout=limit, preload_content=False, redirect=False
+        )
+        if response.status >= HTTPStatus.BAD_REQUEST:
+            raise wire.error_for("kubernetes", method, path, response.status, response.reason or "", response.data)
+        return response
+
+
+def connect(site: Any, observers: Iterable[wire.Observer] = ()) -> Kubernetes:
+    """A Kubernetes API to ask: by kubeconfig and context, or by URL, CA and token. No request is sent yet.
+
+    A kubeconfig that says insecure-skip-tls-verify is refused unless the site says `kubernetes.verify: false`.
+    """
+    from kubernetes import client, config
+
+    endpoint = getattr(site, "kubernetes", site)
+    configuration = client.Configuration()
+    identity = ""
+    if endpoint.kubeconfig:
+        path = Path(endpoint.kubeconfig).expanduser()
+        if endpoint.verify and skips_verification(path, endpoint.context):
+            raise errors.ParameterError(
+                f"{path.name} says insecure-skip-tls-verify",
+                "nobody would notice a stranger in between",
+                "give certificate-authority-data, or accept it with kubernetes.verify: false",
+            )
+        try:
+            config.load_kube_config(str(path), context=endpoint.context, client_configuration=configuration)
+        except (config.ConfigException, OSError) as error:
+            raise errors.ParameterError("kubernetes.kubeconfig cannot be used", str(error)) from error
+        identity = endpoint.context or ""
+    elif endpoint.url:
+        configuration.host = endpoint.url.rstrip("/")
+        if endpoint.ca_file:
+            configuration.ssl_ca_cert = str(endpoint.ca_file)
+    else:
+        raise errors.ParameterError("kubernetes.kubeconfig or kubernetes.url is needed")
+    if endpoint.token:
+        configuration.api_key["BearerToken"] = f"Bearer {secrets.resolve(endpoint.token)}"
+    if not configuration.host.startswith("https://"):
+        raise errors.ParameterError("kubernetes: the API server's address must begin with https://", configuration.host)
+    configuration.verify_ssl = bool(endpoint.verify)
+    configuration.connection_pool_maxsize = 16
+    configuration.retries = False  # the wire retries, and only reads
+    kube_wire = wire.Wire("kubernetes", observers=observers, timeout=float(endpoint.timeout_seconds))
+    api_client = client.ApiClient(configuration)
+    wire.attach_kubernetes(kube_wire, api_client)
+    return Kubernetes(api_client, kube_wire, timeout=float(endpoint.timeout_seconds), identity=identity)
+
+
+def skips_verification(kubeconfig: Path, context: str | None = None) -> bool:
+    """Whether the cluster of the context (the current one unless named) says insecure-skip-tls-verify."""
+    try:
+        found = yaml.safe_load(kubeconfig.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise errors.ParameterError("kubernetes.kubeconfig cannot be read", str(error).partition("\n")[0]) from error
+    wanted = context or found.get("current-context")
+    named = {entry["name"]: entry.get("context") or {} for entry in found.get("contexts") or []}
+    clusters = {entry["name"]: entry.get("cluster") or {} for entry in found.get("clusters") or []}
+    cluster = clusters.get(named.get(wanted, {}).get("cluster"), {})
+    return bool(cluster.get("insecure-skip-tls-verify"))
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _lines(response: Any) -> Iterator[bytes]:
+    import urllib3
+
+    rest = b""
+    try:
+        for chunk in response.stream(1 << 16, decode_content=True):
+            *whole, rest = (rest + chunk).split(b"\n")
+            yield from (line for line in whole if line.strip())
+    except urllib3.exceptions.HTTPError as error:
+        raise errors.Unavailable(
+            "the watch broke off", f"{type(error).__name__}: {error}", system="kubernetes"
+        ) from error
+    if rest.strip():
+        yield rest
+
+
+def _decoded(text: bytes, response: Any, method: str, path: str) -> Object:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        kind = response.headers.get("content-type", "no content type")
+        raise errors.BadAnswer(
+            f"Kubernetes answered {method} {path} with something that is not a JSON object",
+            f"{kind}, {len(text)} bytes",
+            "is there a proxy or a login page in between?",
+            system="kubernetes",
+            method=method,
+            path=path,
+            status=response.status,
+        )
+    return found
+
+
+def _seen(thing: Object | None) -> str:
+    if thing is None:
+        return "it does not exist"
+    status = thing.get("status") or {}
+    conditions = [f"{c['type']}={c['status']} {c.get('reason', '')}".strip() for c in status.get("conditions") or []]
+    return "last seen: " + (", ".join(filter(None, [status.get("phase", ""), *conditions])) or "no status")
