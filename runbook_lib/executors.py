@@ -1,0 +1,431 @@
+"""The hands of both systems: how a Change is sent, taken back, and found again by the run's mark.
+
+A Proxmox request is `{"method", "path", "params"}`; a task is waited for. Its `look` tells where the thing is listed:
+`{"path", "match": {field: value}}`, with `"mark": field` where the thing can carry the run's mark. Undo puts the found
+row's fields into its path. A Kubernetes request is `{"manifest"}` (server-side apply) or `{"method", "path", "body"}`;
+its undo is `{"delete": manifest}`, or again a request.
+
+Nothing is ever deleted before it was looked at: a thing that does not carry the mark of its run belongs to somebody
+else, whatever the journal of a killed process may believe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from runbook_lib.errors import ApiError, BadAnswer, Conflict, NotFound, UnfinishedChange, WaitTimeout
+from runbook_lib.model import Change
+from runbook_lib.plan import MARK, Marked, Search, mark
+
+RUN_LABEL = "runbook.cozystack.io/run"
+KIND_LABEL = "runbook.cozystack.io/kind"  # "borrow" | "install"
+BORROWED = "borrowed"
+"""The word beside the run's mark that tells a borrowed thing from an installed one, should the journal be lost."""
+
+GONE_SECONDS = 120.0
+"""How long an undone thing may take to disappear."""
+
+_MARK = re.compile(MARK + r"(\d{8}t\d{6}z-[0-9a-f]{4})", re.IGNORECASE)
+
+
+class ProxmoxExecutor:
+    """Changes of one Proxmox VE."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Any],
+        *,
+        root: Path,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._connect, self._root, self._sleep, self._clock = connect, root, sleep, clock
+
+    def send(self, change: Change) -> Mapping[str, Any]:
+        """The answer; of a task its UPID and end, of a secret only the reference to where it now lies."""
+        return self._request(change, change.request)
+
+    def undo(self, change: Change) -> str:
+        """The proof that the thing is gone. Raises UnfinishedChange when it is still there after two minutes."""
+        undo = change.undo
+        if undo is None:
+            raise UnfinishedChange(f"take back {change.id} {change.target}", "the plan knows no way back")
+        look = undo.get("look")
+        if look is None:
+            self._request(change, undo)
+            return f"sent {undo['method']} {undo['path']}"
+        found, row = self._settled(look, change)
+        if row is None:
+            seen = "lists it without the mark of this run; left alone" if found else "does not list it"
+            return f"GET {look['path']} {seen}"
+        with contextlib.suppress(NotFound):  # somebody was faster; the look below proves it
+            self._request(change, {**undo, "path": _filled(undo["path"], row)})
+        return self._gone(look, change)
+
+    def exists(self, change: Change) -> bool:
+        """Whether the thing is listed with the run's mark."""
+        look = (change.undo or change.request).get("look")
+        return look is not None and self._find(look, change)[1] is not None
+
+    def marked(self, run: str | None, targets: Iterable[str] = ()) -> Search:
+        """VMs, containers, pools, users, tokens and volumes with the mark, as the nodes themselves list them."""
+        pve, things, unseen = self._connect(), [], []
+
+        def rows(path: str, **params: Any) -> list[dict[str, Any]]:
+            try:
+                return [dict(row) for row in pve.get(path, **params) or []]
+            except ApiError as error:
+                unseen.append(f"GET {path}: {error.came or error}")
+                return []
+
+        def note(target: str, text: Any, undo: Callable[[str], dict[str, Any]], kept: bool | None = None) -> None:
+            found = _MARK.search(str(text or ""))
+            if found and (run is None or mark(run) == mark(found[1])):
+                stays = BORROWED not in str(text) if kept is None else kept
+                things.append(Marked("proxmox", target, found[1], stays, undo(found[1])))
+
+        for row in rows("/pools"):
+            note(f"/pools/{row['poolid']}", row.get("comment"), partial(pool_undo, row["poolid"]))
+        for user in rows("/access/users", full=1):
+            name = user["userid"]
+            for token in user.get("tokens") or []:
+                target = f"/access/users/{name}/token/{token['tokenid']}"
+                note(target, token.get("comment"), partial(token_undo, name, token["tokenid"]))
+            note(f"/access/users/{name}", user.get("comment"), partial(user_undo, name))
+        shared: set[str] = set()
+        for node in [str(row["node"]) for row in rows("/nodes")]:
+            for kind in ("qemu", "lxc"):
+                for row in rows(f"/nodes/{node}/{kind}"):
+                    target = f"/nodes/{node}/{kind}/{row['vmid']}"
+                    note(target, row.get("tags"), partial(guest_undo, node, int(row["vmid"]), kind=kind))
+            for storage in rows(f"/nodes/{node}/storage", enabled=1):
+                if not storage.get("active", 1) or storage["storage"] in shared:
+                    continue
+                if storage.get("shared"):
+                    shared.add(storage["storage"])
+                path = f"/nodes/{node}/storage/{storage['storage']}/content"
+                for row in rows(path):
+                    filename = re.split(r"[:/]", str(row["volid"]))[-1]
+                    freed = partial(volume_undo, node, storage["storage"], filename)
+                    note(f"{path}/{row['volid']}", row["volid"], freed, kept=False)
+        return Search(tuple(things), tuple(unseen))
+
+    def _request(self, change: Change, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        pve = self._connect()
+        with pve.wire.permit(change.id):
+            answer = pve.request(request["method"], request["path"], **(request.get("params") or {}))
+        if isinstance(answer, str) and answer.startswith("UPID:"):
+            from runbook_lib.proxmox import wait_task
+
+            task = wait_task(pve, answer, timeout_seconds=float(request.get("timeout_seconds", 600)))
+            return {"upid": answer, "status": task.status}
+        if "secret" in request:
+            return self._keep_secret(answer, request["secret"], change)
+        return {"data": answer}
+
+    def _keep_secret(self, answer: Any, where: Mapping[str, str], change: Change) -> Mapping[str, Any]:
+        """The answer with the secret exchanged for its reference; the value is on disk before anything else happens."""
+        from runbook_lib.secrets import register
+
+        value = answer.get(where["field"]) if isinstance(answer, Mapping) else None
+        if not isinstance(value, str) or not value:
+            raise BadAnswer(f"{change.action} {change.target}", f"the answer holds no {where['field']!r}")
+        register(value)
+        keep_secret(self._root / where["file"], {**where.get("beside", {}), where["key"]: value})  # type: ignore[dict-item]
+        return {"data": {**answer, where["field"]: f"file:{where['file']}#{where['key']}"}}
+
+    def _find(self, look: Mapping[str, Any], change: Change) -> tuple[bool, dict[str, Any] | None]:
+        """Whether the thing is listed, and its row when it is this run's."""
+        try:
+            rows = self._connect().get(look["path"], **look.get("params", {})) or []
+        except NotFound:
+            return False, None  # the folder of a thing that is gone with its owner: a token's user
+        found = [row for row in rows if _matches(row, look)]
+        ours = [row for row in found if "mark" not in look or look["text"] in str(row.get(look["mark"]) or "").lower()]
+        return bool(found), (ours[0] if ours else None)
+
+    def _settled(self, look: Mapping[str, Any], change: Change) -> tuple[bool, dict[str, Any] | None]:
+        """`_find`, once no task is still making the thing: PVE writes a VM's tags when its creation ends."""
+        until = self._clock() + GONE_SECONDS
+        while True:
+            found, row = self._find(look, change)
+            if row is not None or not found or "mark" not in look or not self._is_locked(look):
+                return found, row
+            if self._clock() > until:
+                raise UnfinishedChange(f"take back {change.id} {change.target}", "a task still holds it locked")
+            self._sleep(1.0)
+
+    def _is_locked(self, look: Mapping[str, Any]) -> bool:
+        rows = self._connect().get(look["path"]) or []
+        return any(row.get("lock") for row in rows if _matches(row, look))
+
+    def _gone(self, look: Mapping[str, Any], change: Change) -> str:
+        until, pause = self._clock() + GONE_SECONDS, 0.05
+        while self._find(look, change)[1] is not None:
+            if self._clock() > until:
+                raise UnfinishedChange(
+                    f"take back {change.id} {change.target}", f"GET {look['path']} still lists it", "`runbook sweep`"
+                )
+            self._sleep(pause)
+            pause = min(2.0, pause * 2)
+        return f"GET {look['path']} no longer lists it"
+
+
+class KubernetesExecutor:
+    """Changes of one Kubernetes cluster."""
+
+    def __init__(self, connect: Callable[[], Any], *, seconds: float = GONE_SECONDS) -> None:
+        self._connect, self._seconds = connect, seconds
+
+    def send(self, change: Change) -> Mapping[str, Any]:
+        """The object's identity as the server made it, or the answer of another request.
+
+        A create raises Conflict when somebody else's object has the name: server-side apply would take it over.
+        """
+        request = change.request
+        if change.action == "create" and "manifest" in request:
+            self._nobody_elses(change)
+        return _identity(self._request(change, request))
+
+    def undo(self, change: Change) -> str:
+        """The proof that the object is gone. Raises UnfinishedChange when it is still there after two minutes."""
+        undo = change.undo
+        if undo is None:
+            raise UnfinishedChange(f"take back {change.id} {change.target}", "the plan knows no way back")
+        if "delete" not in undo:
+            self._request(change, undo)
+            return "sent back as it was"
+        path, found = self._look(undo["delete"])
+        if found is None:
+            return f"GET {path} finds nothing"
+        if not _is_of_run(found, undo["delete"]):
+            return f"GET {path} finds an object without the mark of this run; left alone"
+        kube = self._connect()
+        try:
+            with kube.wire.permit(change.id):
+                kube.delete(path, uid=found["metadata"].get("uid"))
+        except Conflict:
+            pass  # another object took the name meanwhile; ours is gone
+        uid = found["metadata"].get("uid")
+        try:
+            kube.wait(path, lambda thing: thing is None or thing["metadata"].get("uid") != uid, self._seconds)
+        except WaitTimeout as error:
+            stuck = f"take back {change.id} {change.target}"
+            raise UnfinishedChange(stuck, "it is still being deleted; finalizers?", "`runbook sweep`") from error
+        return f"GET {path} no longer finds it"
+
+    def exists(self, change: Change) -> bool:
+        """Whether the object is there with the run's label."""
+        manifest = (change.undo or {}).get("delete") or change.request.get("manifest")
+        if manifest is None:
+            return False
+        found = self._look(manifest)[1]
+        return found is not None and _is_of_run(found, manifest)
+
+    def marked(self, run: str | None, targets: Iterable[str] = ()) -> Search:
+        """Every object with the run's label: of the kinds that were made, or of all kinds served if none is named."""
+        kube = self._connect()
+        things: list[Marked] = []
+        unseen: list[str] = []
+        selector = RUN_LABEL if run is None else f"{RUN_LABEL}={run}"
+        kinds = {_kind_of(target) for target in targets} or None
+        for api_version, entry in _deletable(kube, kinds, unseen):
+            base = "/api/v1" if api_version == "v1" else f"/apis/{api_version}"
+            try:
+                found = kube.list(f"{base}/{entry['name']}", labelSelector=selector)
+            except ApiError as error:
+                unseen.append(f"GET {base}/{entry['name']}: {error.came or error}")
+                continue
+            things += [_marked_object(api_version, entry["kind"], thing) for thing in found]
+        return Search(tuple(things), tuple(unseen))
+
+    def _request(self, change: Change, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        kube = self._connect()
+        with kube.wire.permit(change.id):
+            if "manifest" in request:
+                return kube.apply(request["manifest"], force=bool(request.get("force")))
+            if "delete" in request:
+                return kube.delete(request["delete"]) or {}
+            return kube.request(
+                request["method"],
+                request["path"],
+                body=request.get("body"),
+                content_type=request.get("content_type", "application/json"),
+            )
+
+    def _nobody_elses(self, change: Change) -> None:
+        manifest = change.request["manifest"]
+        path, found = self._look(manifest)
+        if found is not None and not _is_of_run(found, manifest):
+            raise Conflict(
+                f"create {change.target}",
+                "an object of this name was made by somebody else since the plan",
+                "plan again",
+                system="kubernetes",
+                method="PATCH",
+                path=path,
+                status=409,
+            )
+
+    def _look(self, manifest: Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | None]:
+        kube = self._connect()
+        try:
+            path = kube.path_of(manifest)
+        except NotFound:
+            return f"{manifest['apiVersion']} {manifest['kind']}", None  # the kind went, and its objects with it
+        return path, kube.find(path)
+
+
+# --- what undoes what, in Proxmox VE ---------------------------------------------------------------
+
+
+def pool_undo(pool: str, run: str) -> dict[str, Any]:
+    """The request that removes a pool which carries the mark."""
+    # The old DELETE /pools/{poolid} cannot take names with a slash; 8.x and 9.x both know this one.
+    return {**_undo("/pools", "/pools", {"poolid": pool}, "comment", run), "params": {"poolid": pool}}
+
+
+def user_undo(userid: str, run: str) -> dict[str, Any]:
+    """The request that removes a user who carries the mark."""
+    return _undo(f"/access/users/{userid}", "/access/users", {"userid": userid}, "comment", run)
+
+
+def token_undo(userid: str, token: str, run: str) -> dict[str, Any]:
+    """The request that removes a token which carries the mark."""
+    path = f"/access/users/{userid}/token"
+    return _undo(f"{path}/{token}", path, {"tokenid": token}, "comment", run)
+
+
+def guest_undo(node: str, vmid: int, run: str, *, kind: str = "qemu") -> dict[str, Any]:
+    """The request that destroys a stopped guest which carries the mark."""
+    path = f"/nodes/{node}/{kind}"
+    return {**_undo(f"{path}/{vmid}", path, {"vmid": vmid}, "tags", run), "params": {"purge": 1}}
+
+
+def volume_undo(node: str, storage: str, filename: str, run: str) -> dict[str, Any]:
+    """The request that frees a volume; its mark is part of its name."""
+    path = f"/nodes/{node}/storage/{storage}/content"
+    look = {"path": path, "ends": {"volid": filename}, "mark": "volid", "text": mark(run)}
+    return {"method": "DELETE", "path": f"{path}/{{volid}}", "params": {}, "look": look}
+
+
+def acl_undo(path: str, role: str, who: str, name: str) -> dict[str, Any]:
+    """The request that removes one ACL entry; `who` is "user", "group" or "token"."""
+    look = {"path": "/access/acl", "match": {"path": path, "roleid": role, "type": who, "ugid": name}}
+    params = {"path": path, "roles": role, f"{who}s": name, "delete": 1}
+    return {"method": "PUT", "path": "/access/acl", "params": params, "look": look}
+
+
+def _undo(path: str, listed: str, match: Mapping[str, Any], field: str, run: str) -> dict[str, Any]:
+    look = {"path": listed, "match": dict(match), "mark": field, "text": mark(run)}
+    return {"method": "DELETE", "path": path, "params": {}, "look": look}
+
+
+def _matches(row: Mapping[str, Any], look: Mapping[str, Any]) -> bool:
+    equal = all(str(row.get(name)) == str(value) for name, value in look.get("match", {}).items())
+    ends = look.get("ends", {}).items()
+    return equal and all(re.split(r"[:/]", str(row.get(name)))[-1] == value for name, value in ends)
+
+
+def _filled(path: str, row: Mapping[str, Any]) -> str:
+    """The path with the found row's fields, each quoted so that it stays one part."""
+    from urllib.parse import quote
+
+    return re.sub(r"\{(\w+)\}", lambda name: quote(str(row[name[1]]), safe=""), path)
+
+
+def keep_secret(path: Path, values: Mapping[str, Any]) -> None:
+    """Nothing; afterwards the JSON file at `path` (0600, in a folder 0700) holds the values, whole or not at all."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.chmod(0o700)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(json.dumps(dict(values), indent=1))
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+# --- Kubernetes objects --------------------------------------------------------------------------
+
+
+def labelled(manifest: Mapping[str, Any], run: str, kind: str) -> dict[str, Any]:
+    """The manifest with the run's label and whether the object is borrowed or installed."""
+    metadata = manifest["metadata"]
+    labels = {**(metadata.get("labels") or {}), RUN_LABEL: run, KIND_LABEL: kind}
+    return {**manifest, "metadata": {**metadata, "labels": labels}}
+
+
+def reference(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What is needed to find the object again and to know it as ours."""
+    metadata = manifest["metadata"]
+    kept = {name: metadata[name] for name in ("name", "namespace") if metadata.get(name)}
+    run = (metadata.get("labels") or {}).get(RUN_LABEL)
+    own = {"labels": {RUN_LABEL: run}} if run else {}
+    return {"apiVersion": manifest["apiVersion"], "kind": manifest["kind"], "metadata": {**kept, **own}}
+
+
+def target_of(manifest: Mapping[str, Any]) -> str:
+    """How a plan names an object: "v1/Namespace/runbook-test", "v1/Pod/ns/name"."""
+    metadata = manifest["metadata"]
+    parts = (manifest["apiVersion"], manifest["kind"], metadata.get("namespace", ""), metadata["name"])
+    return "/".join(part for part in parts if part)
+
+
+def _is_of_run(found: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
+    wanted = (manifest["metadata"].get("labels") or {}).get(RUN_LABEL)
+    return wanted is None or (found["metadata"].get("labels") or {}).get(RUN_LABEL) == wanted
+
+
+def _marked_object(api_version: str, kind: str, thing: Mapping[str, Any]) -> Marked:
+    whole = {"apiVersion": api_version, "kind": kind, "metadata": thing["metadata"]}
+    labels = thing["metadata"]["labels"]
+    kept = labels.get(KIND_LABEL) == "install"
+    return Marked("kubernetes", target_of(whole), labels[RUN_LABEL], kept, {"delete": reference(whole)})
+
+
+def _identity(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    metadata = answer.get("metadata") or {}
+    return {name: metadata[name] for name in ("name", "namespace", "uid", "resourceVersion") if metadata.get(name)}
+
+
+def _kind_of(target: str) -> tuple[str, str]:
+    """("apps/v1", "Deployment") of "apps/v1/Deployment/ns/name"."""
+    parts = target.split("/")
+    at = next(index for index, part in enumerate(parts) if part[:1].isupper())
+    return "/".join(parts[:at]), parts[at]
+
+
+def _deletable(
+    kube: Any, kinds: set[tuple[str, str]] | None, unseen: list[str]
+) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """What can be listed and deleted: of the kinds given, or of all that the cluster serves."""
+    versions = {version for version, _ in kinds} if kinds is not None else _versions(kube, unseen)
+    for version in sorted(versions):
+        try:
+            served = kube.resources("/api/v1" if version == "v1" else f"/apis/{version}")
+        except ApiError as error:
+            unseen.append(f"discovery of {version}: {error.came or error}")
+            continue
+        for entry in served:
+            wanted = kinds is None or (version, entry["kind"]) in kinds
+            if wanted and {"list", "delete"} <= set(entry.get("verbs") or ["list", "delete"]):
+                yield version, entry
+
+
+def _versions(kube: Any, unseen: list[str]) -> set[str]:
+    try:
+        groups = kube.get("/apis").get("groups") or []
+    except ApiError as error:
+        unseen.append(f"GET /apis: {error.came or error}")
+        groups = []
+    return {"v1", *(group["preferredVersion"]["groupVersion"] for group in groups if group.get("preferredVersion"))}
