@@ -60,7 +60,13 @@ HOOKS = (
 
 _SUFFIXES = {"validating": "-validating-webhook-configuration", "mutating": "-mutating-webhook-configuration"}
 _KINDS = {"validating": "ValidatingWebhookConfiguration", "mutating": "MutatingWebhookConfiguration"}
-_PLAIN = ("cert-manager-webhook", "kube-ovn-webhook", "lineage", "snapshot-conversion-webhook", "root-ingress-nginx-admission")
+_PLAIN = (
+    "cert-manager-webhook",
+    "kube-ovn-webhook",
+    "lineage",
+    "snapshot-conversion-webhook",
+    "root-ingress-nginx-admission",
+)
 
 
 def authorities(now: float, states: Mapping[str, str]) -> dict[str, Authority]:

@@ -26,7 +26,9 @@ class Authority:
         return base64.b64encode(self.ca).decode()
 
 
-def authority(namespace: str, service: str, now: float, *, born_days_ago: float = 41, valid_days: float = 365) -> Authority:
+def authority(
+    namespace: str, service: str, now: float, *, born_days_ago: float = 41, valid_days: float = 365
+) -> Authority:
     """A CA and what it signed for `service.namespace.svc`; `valid_days` may lie in the past."""
     start = datetime.fromtimestamp(now, UTC) - timedelta(days=born_days_ago)
     end = datetime.fromtimestamp(now, UTC) + timedelta(days=valid_days)
@@ -42,7 +44,9 @@ def authority(namespace: str, service: str, now: float, *, born_days_ago: float 
     host = f"{service}.{namespace}.svc"
     leaf = (
         _builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host[:64])]), issuer, leaf_key, start, end)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host), x509.DNSName(f"{host}.cozy.local")]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.DNSName(host), x509.DNSName(f"{host}.cozy.local")]), critical=False
+        )
         .sign(ca_key, hashes.SHA256())
     )
     return Authority(

@@ -188,7 +188,9 @@ _PROVIDERS = {
 
 def definitions(flavour: str, times: Times, ca_bundles: Mapping[str, str]) -> list[Object]:
     """Every CRD of the flavour, established. `ca_bundles`: base64 by "namespace/service" of a conversion webhook."""
-    rows = _rows(_COMMON) + _rows(_V0 if flavour == "cozystack-0.41" else _V1) + list(_SNAPSHOTS) + _cluster_api(flavour)
+    rows = (
+        _rows(_COMMON) + _rows(_V0 if flavour == "cozystack-0.41" else _V1) + list(_SNAPSHOTS) + _cluster_api(flavour)
+    )
     return [crd(row, times, ca_bundles) for row in rows]
 
 
@@ -228,7 +230,9 @@ def crd(row: Row, times: Times, ca_bundles: Mapping[str, str]) -> Object:
             "acceptedNames": names,
             "conditions": [
                 condition("NamesAccepted", True, "NoConflicts", "no conflicts found", at=times.born),
-                condition("Established", True, "InitialNamesAccepted", "the initial names have been accepted", at=times.born),
+                condition(
+                    "Established", True, "InitialNamesAccepted", "the initial names have been accepted", at=times.born
+                ),
             ],
             "storedVersions": [row.versions[0]],
         },
@@ -242,7 +246,13 @@ def _version(version: str, *, first: bool) -> Object:
         "name": version.lstrip("-"),
         "served": not version.startswith("-"),
         "storage": first,
-        "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True, "properties": {"spec": open_schema, "status": open_schema}}},
+        "schema": {
+            "openAPIV3Schema": {
+                "type": "object",
+                "x-kubernetes-preserve-unknown-fields": True,
+                "properties": {"spec": open_schema, "status": open_schema},
+            }
+        },
         "subresources": {"status": {}},
         "additionalPrinterColumns": [
             {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},

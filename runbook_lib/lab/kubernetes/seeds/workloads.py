@@ -500,7 +500,12 @@ def _count(item: Object, pods: list[Object]) -> None:
             "updatedNumberScheduled": len(alive),
         }
         return
-    counts = {"replicas": len(alive), "readyReplicas": ready, "availableReplicas": ready, "observedGeneration": 1}
+    counts: Object = {
+        "replicas": len(alive),
+        "readyReplicas": ready,
+        "availableReplicas": ready,
+        "observedGeneration": 1,
+    }
     if kind == "StatefulSet":
         revision = f"{item['metadata']['name']}-{suffix(item['metadata']['uid'], 10)}"
         counts |= {
