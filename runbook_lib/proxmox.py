@@ -92,7 +92,7 @@ __all__ = [
 DISK_SLOT = re.compile(r"(?:scsi|virtio|sata|ide)\d+")
 SERIAL_SLOT = re.compile(r"serial\d+")
 NETWORK_SLOT = re.compile(r"net\d+")
-STABLE_UPDATE = re.compile(r"\+deb\d+u\d+")
+STABLE_UPDATE = re.compile(r"[+~]deb\d+u\d+")
 TRUE_WORDS = {"1", "true", "yes", "on"}  # what PVE::JSONSchema::parse_boolean takes for true
 
 
