@@ -124,12 +124,13 @@ def builtin_roles(flavour: str) -> dict[str, frozenset[str]]:
 
 @dataclass
 class Token:
-    """An API token of a user; `expire` 0 is never."""
+    """An API token of a user; `expire` 0 is never. A hidden one works and is in no list: the lab's own."""
 
     secret: str
     privsep: bool = True
     expire: int = 0
     comment: str = ""
+    hidden: bool = False
 
 
 @dataclass
@@ -152,6 +153,11 @@ class User:
     def realm(self) -> str:
         """The realm after the last @."""
         return self.userid.rpartition("@")[2]
+
+    @property
+    def listed(self) -> dict[str, Token]:
+        """The tokens that lists show."""
+        return {tokenid: token for tokenid, token in self.tokens.items() if not token.hidden}
 
 
 @dataclass

@@ -1,0 +1,166 @@
+"""Faults: rules that make either API misbehave, as data."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from aiohttp import web
+
+from .clock import Clock
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+HTML = b"<!DOCTYPE html><html><head><title>502 Bad Gateway</title></head><body>Bad Gateway</body></html>"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One rule. It fits a request by system, method and path (a regular expression searched in path and query).
+
+    What it does: `slow` waits that many lab seconds first; then one of `status` (with `reason`, `body`, `headers`),
+    `reset` (the connection breaks without an answer), `truncate` (half of the true body, then the connection
+    breaks) or `html` (a proxy's error page); with none of them the request goes on. `after` lets that many fitting
+    requests pass first, `times` is how many it then hits (None: all).
+    """
+
+    system: str = "any"
+    method: str = "*"
+    path: str = ""
+    status: int | None = None
+    reason: str | None = None
+    body: Any = None
+    headers: Mapping[str, str] | None = None
+    slow: float = 0.0
+    reset: bool = False
+    truncate: bool = False
+    html: bool = False
+    after: int = 0
+    times: int | None = None
+
+    def fits(self, system: str, method: str, path: str) -> bool:
+        """Whether the rule speaks of this request."""
+        return (
+            self.system in ("any", system)
+            and self.method.upper() in ("*", method)
+            and re.search(self.path, path) is not None
+        )
+
+
+def fault_from(entry: Mapping[str, Any]) -> Fault:
+    """The rule a scenario or a request describes; raises ValueError for what it cannot mean."""
+    known = {each.name for each in fields(Fault)}
+    for key in entry:
+        if key not in known:
+            raise ValueError(f"fault: no such key: {key}; known are {', '.join(sorted(known))}")
+    fault = Fault(**dict(entry))
+    if fault.system not in ("any", "proxmox", "kubernetes"):
+        raise ValueError(f"fault: system is any, proxmox or kubernetes, not {fault.system}")
+    try:
+        re.compile(fault.path)
+    except re.error as error:
+        raise ValueError(f"fault: path is no regular expression: {error}") from error
+    return fault
+
+
+class Faults:
+    """The rules in force, in order; the first that fits a request decides."""
+
+    def __init__(self, clock: Clock, rules: Iterable[Fault] = ()) -> None:
+        self.clock = clock
+        self._rules = list(rules)
+
+    def add(self, fault: Fault) -> None:
+        """Take one more rule in, before those that are there."""
+        self._rules.insert(0, fault)
+
+    def clear(self) -> None:
+        """Forget all rules."""
+        self._rules.clear()
+
+    def rules(self) -> list[dict[str, Any]]:
+        """The rules as data."""
+        return [asdict(rule) for rule in self._rules]
+
+    def take(self, system: str, method: str, path: str) -> Fault | None:
+        """The rule that hits this request, counted; None lets it pass."""
+        for index, rule in enumerate(self._rules):
+            if rule.times == 0 or not rule.fits(system, method, path):
+                continue
+            if rule.after:
+                self._rules[index] = replace(rule, after=rule.after - 1)
+                continue
+            if rule.times is not None:
+                self._rules[index] = replace(rule, times=rule.times - 1)
+            return rule
+        return None
+
+    def middleware(self, system: str) -> Any:
+        """An aiohttp middleware that applies the rules to one of the APIs."""
+
+        @web.middleware
+        async def apply(request: web.Request, handler: Handler) -> web.StreamResponse:
+            fault = self.take(system, request.method, request.raw_path) if self._rules else None
+            if fault is None:
+                return await handler(request)
+            if fault.slow:
+                await self.clock.sleep(fault.slow)
+            return await _strike(fault, system, request, handler)
+
+        return apply
+
+
+async def _strike(fault: Fault, system: str, request: web.Request, handler: Handler) -> web.StreamResponse:
+    if fault.reset:
+        if request.transport is not None:
+            request.transport.abort()
+        raise asyncio.CancelledError
+    if fault.html:
+        return web.Response(status=fault.status or 502, body=HTML, headers={"Content-Type": "text/html"})
+    if fault.status is not None:
+        return _refusal(fault, system)
+    response = await handler(request)
+    if fault.truncate:
+        return await _half(request, response)
+    return response
+
+
+def _refusal(fault: Fault, system: str) -> web.Response:
+    status = fault.status or 500
+    body, reason = fault.body, fault.reason or f"injected fault {status}"
+    if body is None and system == "kubernetes":
+        body = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
+        body |= {"message": reason, "reason": _KUBERNETES_REASONS.get(status, "InternalError"), "code": status}
+    elif body is None and status not in (401, 595, 596, 599):
+        body = {"data": None, "message": f"{reason}\n"}
+    text = body if isinstance(body, str) else json.dumps(body) if body is not None else ""
+    headers = {"Content-Type": "application/json", **(fault.headers or {})}
+    response = web.Response(status=status, reason=reason, body=text.encode(), headers=headers)
+    response.force_close()
+    return response
+
+
+_KUBERNETES_REASONS = {
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "NotFound",
+    409: "Conflict",
+    429: "TooManyRequests",
+    503: "ServiceUnavailable",
+    504: "Timeout",
+}
+
+
+async def _half(request: web.Request, whole: web.StreamResponse) -> web.StreamResponse:
+    body = whole.body if isinstance(whole, web.Response) and isinstance(whole.body, bytes) else b""
+    part = web.StreamResponse(status=whole.status, reason=whole.reason, headers=whole.headers)
+    part.content_length = max(len(body), 2)
+    await part.prepare(request)
+    await part.write(body[: len(body) // 2] or b"{")
+    if request.transport is not None:
+        request.transport.close()
+    return part

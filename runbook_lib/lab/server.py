@@ -1,0 +1,310 @@
+"""The lab's process: two APIs over TLS on loopback, and a control socket beside them.
+
+`python -m runbook_lib.lab.server --dir …` is what `control` starts; nothing else needs to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import ssl
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from ..errors import LabError
+from . import scenario as scenarios
+from .clock import Clock
+from .control import socket_path
+from .faults import Faults, fault_from
+from .proxmox.permissions import Token, hash_password
+from .proxmox.server import create_app as create_proxmox
+from .proxmox.state import PveState
+from .tls import authority, server_certificate, write_private
+
+log = logging.getLogger("runbook_lib.lab")
+
+ROOT = "root@pam"
+TOKEN = "rehearsal"
+GRACE_SECONDS = 0.2
+KUBERNETES_NAMES = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", "lab")
+
+
+class Site:
+    """One API on one TLS port; the application behind it can be exchanged while the port stays."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_server(("127.0.0.1", port), backlog=128)
+        self.port: int = self._socket.getsockname()[1]
+        self.url = f"https://127.0.0.1:{self.port}"
+        self._runner: web.AppRunner | None = None
+
+    async def serve(self, app: web.Application, context: ssl.SSLContext) -> None:
+        """Answer with this application from now on."""
+        await self.pause()
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE_SECONDS)
+        await self._runner.setup()
+        await web.SockSite(self._runner, self._socket.dup(), ssl_context=context).start()
+
+    async def pause(self) -> None:
+        """Stop answering; new connections wait in the queue."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def close(self) -> None:
+        """Stop answering for good."""
+        await self.pause()
+        self._socket.close()
+
+
+class Lab:
+    """The rehearsal site of one folder."""
+
+    def __init__(
+        self, folder: Path, *, scenario: str, scale: float, proxmox_port: int = 0, kubernetes_port: int = 0
+    ) -> None:
+        self.folder = folder
+        self.scenario = scenarios.load(scenario)
+        self.clock = Clock(scale)
+        self.faults = Faults(self.clock)
+        self.started = time.time()
+        self.ca = authority(folder)
+        self.secrets = _secrets(folder)
+        self.proxmox_site = _site(proxmox_port)
+        self.kubernetes_site = _site(kubernetes_port)
+        self.state: PveState | None = None
+        self._cluster: Any = None
+        self._controllers: Any = None
+        self._changing = asyncio.Lock()
+
+    async def load(self, name: str | None = None) -> None:
+        """Begin anew: with the named scenario, or with the one that is loaded. A bad scenario changes nothing."""
+        async with self._changing:
+            wanted = scenarios.load(name) if name else scenarios.load(self.scenario.name)
+            rules = [fault_from(entry) for entry in wanted.faults]
+            state = PveState.from_scenario(wanted.proxmox, clock=self.clock, spool=self.folder / "spool")
+            await self._stop()
+            self.scenario, self.faults = wanted, Faults(self.clock, rules)
+            await self._serve_proxmox(state)
+            await self._serve_kubernetes()
+            self._write()
+
+    async def _serve_proxmox(self, state: PveState) -> None:
+        settings = dict(self.scenario.proxmox.get("tls") or {})
+        hosts = list(settings.pop("names", None) or [f"{name}.lab.test" for name in state.nodes] + list(state.nodes))
+        hosts += [node.ip for node in state.nodes.values()] if settings.get("loopback", True) else []
+        context, state.certificate_pem = server_certificate(self.ca, hosts, **settings)
+        give_credentials(state, self.secrets, hidden=bool(self.scenario.proxmox.get("hide_lab_token")))
+        self.state = state
+        await self.proxmox_site.serve(create_proxmox(state, [self.faults.middleware("proxmox")]), context)
+
+    async def _serve_kubernetes(self) -> None:
+        context, _ = server_certificate(self.ca, KUBERNETES_NAMES)
+        try:
+            from .kubernetes import server as api
+        except ImportError:
+            return
+
+    async def _stop(self) -> None:
+        if self.state is not None:
+            await self.state.tasks.cancel()
+
+    async def close(self) -> None:
+        """End both APIs and everything that runs behind them."""
+        await self._stop()
+        await self.proxmox_site.close()
+        await self.kubernetes_site.close()
+
+    # ------------------------------------------------------------------------------------- files
+
+    def _write(self) -> None:
+        write_private(
+            self.folder / "state.json",
+            json.dumps(self.status(), indent=1, sort_keys=True) + "\n",
+        )
+
+    def status(self) -> dict[str, Any]:
+        """What `runbook lab status` tells, and what the folder's state.json holds."""
+        return {
+            "pid": os.getpid(),
+            "started": self.started,
+            "scenario": self.scenario.name,
+            "title": self.scenario.title,
+            "scale": self.clock.scale,
+            "offset_seconds": self.clock.offset,
+            "proxmox_url": self.proxmox_site.url,
+            "kubernetes_url": self.kubernetes_site.url,
+            "proxmox_version": self.state.flavour if self.state else "",
+            "faults": self.faults.rules(),
+        }
+
+
+def _site(port: int) -> Site:
+    try:
+        return Site(port)
+    except OSError as error:
+        raise LabError(f"listen on 127.0.0.1:{port}", error.strerror or str(error), "choose another port") from error
+
+
+def _secrets(folder: Path) -> dict[str, str]:
+    """The lab's passwords and tokens, the same over restarts of the same folder."""
+    path = folder / "secrets.json"
+    known: dict[str, str] = {}
+    if path.is_file():
+        with contextlib.suppress(ValueError):
+            known = json.loads(path.read_text(encoding="utf-8"))
+    fresh = {
+        "proxmox_password": secrets.token_urlsafe(15),
+        "proxmox_token_secret": str(uuid.uuid4()),
+        "kubernetes_token": secrets.token_urlsafe(24),
+    }
+    merged = fresh | {key: value for key, value in known.items() if key in fresh and isinstance(value, str)}
+    if merged != known:
+        write_private(path, json.dumps(merged, indent=1) + "\n")
+    return merged
+
+
+def give_credentials(state: PveState, known: Mapping[str, str], *, hidden: bool) -> None:
+    """Nothing; root gets the lab's password and a token. A hidden token is in no list, as on a fresh install."""
+    root = state.access.users[ROOT]
+    root.password = hash_password(known["proxmox_password"])
+    root.tokens[TOKEN] = Token(known["proxmox_token_secret"], privsep=False, hidden=hidden)
+
+
+# ---------------------------------------------------------------------------------------------- control
+
+
+def control_app(lab: Lab, stop: asyncio.Event) -> web.Application:
+    """The control plane: small JSON over a unix socket that only its owner can open."""
+
+    def answer(handler: Callable[[Mapping[str, Any]], Awaitable[Any]]) -> Callable[..., Awaitable[web.Response]]:
+        async def respond(request: web.Request) -> web.Response:
+            try:
+                body = await request.json() if request.can_read_body else {}
+                return web.json_response(await handler(body))
+            except LabError as error:
+                return web.json_response({"asked": error.asked, "came": error.came, "hint": error.hint}, status=400)
+            except (ValueError, TypeError, KeyError) as error:
+                return web.json_response({"asked": "control the lab", "came": str(error), "hint": ""}, status=400)
+
+        return respond
+
+    async def status(_: Mapping[str, Any]) -> Any:
+        return lab.status()
+
+    async def reset(_: Mapping[str, Any]) -> Any:
+        await lab.load()
+        return lab.status()
+
+    async def scenario(body: Mapping[str, Any]) -> Any:
+        await lab.load(str(body["name"]))
+        return lab.status()
+
+    async def fault(body: Mapping[str, Any]) -> Any:
+        if body.get("clear"):
+            lab.faults.clear()
+        else:
+            lab.faults.add(fault_from(body))
+        return {"faults": lab.faults.rules()}
+
+    async def advance(body: Mapping[str, Any]) -> Any:
+        lab.clock.advance(float(body["seconds"]))
+        return {"offset_seconds": lab.clock.offset}
+
+    async def shutdown(_: Mapping[str, Any]) -> Any:
+        asyncio.get_running_loop().call_later(0.01, stop.set)
+        return {"pid": os.getpid()}
+
+    app = web.Application()
+    app.router.add_get("/status", answer(status))
+    for path, handler in (
+        ("/reset", reset),
+        ("/scenario", scenario),
+        ("/fault", fault),
+        ("/clock/advance", advance),
+        ("/shutdown", shutdown),
+    ):
+        app.router.add_post(path, answer(handler))
+    return app
+
+
+async def run(lab: Lab, ready: Callable[[], None]) -> None:
+    """Return when the lab was asked to stop, by the socket or by a signal."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    runner = web.AppRunner(control_app(lab, stop), access_log=None, shutdown_timeout=GRACE_SECONDS)
+    path = socket_path(lab.folder)
+    try:
+        await lab.load()
+        path.unlink(missing_ok=True)
+        await runner.setup()
+        await web.UnixSite(runner, str(path)).start()
+        path.chmod(0o600)
+        ready()
+        await stop.wait()
+    finally:
+        path.unlink(missing_ok=True)
+        (lab.folder / "state.json").unlink(missing_ok=True)
+        await runner.cleanup()
+        await lab.close()
+
+
+def serve(args: argparse.Namespace) -> int:
+    """The exit code of a lab that ran until it was asked to stop."""
+    folder = Path(args.dir)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def ready() -> None:
+        if args.ready_fd is not None:
+            os.write(args.ready_fd, b"ready\n")
+            os.close(args.ready_fd)
+
+    async def main() -> None:
+        lab = Lab(
+            folder,
+            scenario=args.scenario,
+            scale=args.scale,
+            proxmox_port=args.proxmox_port,
+            kubernetes_port=args.kubernetes_port,
+        )
+        await run(lab, ready)
+
+    try:
+        asyncio.run(main())
+    except LabError as error:
+        log.error("%s", error)
+        return error.exit_code
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit code; the command line is `control`'s, not for people."""
+    parser = argparse.ArgumentParser(prog="python -m runbook_lib.lab.server")
+    parser.add_argument("--dir", required=True)
+    parser.add_argument("--scenario", default="healthy")
+    parser.add_argument("--scale", type=float, default=60.0)
+    parser.add_argument("--proxmox-port", type=int, default=0)
+    parser.add_argument("--kubernetes-port", type=int, default=0)
+    parser.add_argument("--ready-fd", type=int)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    return serve(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
