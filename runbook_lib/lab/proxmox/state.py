@@ -27,7 +27,7 @@ AREAS = ("access", "nodes", "network", "storage", "qemu", "pools", "tasks", "clu
 
 VERSIONS = {
     "8.4": {"version": "8.4.21", "release": "8.4", "repoid": "2606ac850d46da29"},
-    "9.2": {"version": "9.2.11", "release": "9.2", "repoid": "8d0c0b1ba2b53c0e"},
+    "9.2": {"version": "9.2.11", "release": "9.2", "repoid": "14a22df35955d97d"},
 }
 
 
