@@ -58,6 +58,12 @@ class ProxmoxExecutor:
         undo = change.undo
         if undo is None:
             raise UnfinishedChange(f"take back {change.id} {change.target}", "the plan knows no way back")
+        proof = self._taken_back(undo, change)
+        if "forget" in undo:
+            (self._root / undo["forget"]).unlink(missing_ok=True)
+        return proof
+
+    def _taken_back(self, undo: Mapping[str, Any], change: Change) -> str:
         look = undo.get("look")
         if look is None:
             self._request(change, undo)
@@ -119,12 +125,17 @@ class ProxmoxExecutor:
         return Search(tuple(things), tuple(unseen))
 
     def _request(self, change: Change, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        from runbook_lib.proxmox_verbs import upload, wait_task
+
         pve = self._connect()
         with pve.wire.permit(change.id):
-            answer = pve.request(request["method"], request["path"], **(request.get("params") or {}))
+            if "upload" in request:
+                file = request["upload"]
+                path = self._root / file["file"]
+                answer = upload(pve, file["node"], file["storage"], path, "import", sha256=file["sha256"])
+            else:
+                answer = pve.request(request["method"], request["path"], **(request.get("params") or {}))
         if isinstance(answer, str) and answer.startswith("UPID:"):
-            from runbook_lib.proxmox import wait_task
-
             task = wait_task(pve, answer, timeout_seconds=float(request.get("timeout_seconds", 600)))
             return {"upid": answer, "status": task.status}
         if "secret" in request:

@@ -202,7 +202,8 @@ class Step:
         if isinstance(changes, Plan):
             planned = replace(changes, run=changes.run or self.run)
         else:
-            planned = Plan(self._declared.name, tuple(changes), self.run, tuple(unchanged))
+            known = tuple(unchanged) or tuple(getattr(changes, "unchanged", ()))
+            planned = Plan(self._declared.name, tuple(changes), self.run, known)
         self._display(_plan_bundle(planned))
         return planned
 
