@@ -1,0 +1,183 @@
+"""A small client of any Kubernetes API server: what the controllers read and write, over HTTP alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import aiohttp
+
+log = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+Key = tuple[str, str]  # namespace, name
+
+MERGE = "application/merge-patch+json"
+STRATEGIC = "application/strategic-merge-patch+json"
+
+
+class Refused(Exception):
+    """The API server answered with a Status: `code`, `reason` and its message."""
+
+    def __init__(self, code: int, reason: str, message: str) -> None:
+        super().__init__(f"{code} {reason}: {message}")
+        self.code, self.reason, self.message = code, reason, message
+
+
+class KubeClient:
+    """One identity at one API server. Use as an async context manager, or call `close`."""
+
+    def __init__(self, base_url: str, token: str = "", ca_file: str | None = None, *, name: str = "lab") -> None:
+        self.base_url = base_url.rstrip("/")
+        context: ssl.SSLContext | bool = ssl.create_default_context(cafile=ca_file) if ca_file else True
+        headers = {"User-Agent": name, **({"Authorization": f"Bearer {token}"} if token else {})}
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=context, limit=32), headers=headers, timeout=aiohttp.ClientTimeout(30)
+        )
+
+    async def __aenter__(self) -> KubeClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends every connection."""
+        await self._session.close()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        """The decoded answer. Raises Refused for a status of 400 and above."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": content_type} if data is not None else {}
+        async with self._session.request(
+            method, self.base_url + path, data=data, headers=headers, params=query
+        ) as answer:
+            text = await answer.text()
+            if answer.status >= 400:
+                raise _refusal(answer.status, text)
+            return dict(json.loads(text)) if text else {}
+
+    async def get(self, path: str) -> Object:
+        """One object."""
+        return await self.request("GET", path)
+
+    async def list(self, path: str, **query: str) -> Object:
+        """A list object: `items` and `metadata.resourceVersion`."""
+        return await self.request("GET", path, query=query)
+
+    async def create(self, path: str, body: Object) -> Object:
+        """The object as created."""
+        return await self.request("POST", path, body)
+
+    async def patch(self, path: str, body: Object, *, content_type: str = MERGE) -> Object:
+        """The object as patched; a JSON merge patch unless told otherwise."""
+        return await self.request("PATCH", path, body, content_type=content_type)
+
+    async def delete(self, path: str, body: Object | None = None) -> Object:
+        """The object or Status of the deletion."""
+        return await self.request("DELETE", path, body)
+
+    async def watch(self, path: str, version: str) -> AsyncIterator[tuple[str, Object]]:
+        """Events after a resourceVersion until the server ends the stream. Raises Refused for an ERROR event."""
+        query = {"watch": "true", "resourceVersion": version, "allowWatchBookmarks": "true", "timeoutSeconds": "3000"}
+        timeout = aiohttp.ClientTimeout(total=None, sock_read=None)
+        url = self.base_url + path
+        async with self._session.get(url, params=query, timeout=timeout) as answer:
+            if answer.status >= 400:
+                raise _refusal(answer.status, await answer.text())
+            async for line in _lines(answer.content):
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    status = event["object"]
+                    raise Refused(status.get("code", 500), status.get("reason", ""), status.get("message", ""))
+                yield event["type"], event["object"]
+
+
+async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Lines of any length: StreamReader.readline gives up at its buffer limit."""
+    rest = b""
+    async for chunk in stream.iter_any():
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            if line.strip():
+                yield line
+
+
+def _refusal(code: int, text: str) -> Refused:
+    try:
+        status = json.loads(text)
+        return Refused(code, status.get("reason", ""), status.get("message", ""))
+    except (json.JSONDecodeError, AttributeError):
+        return Refused(code, "", text[:200])
+
+
+def key_of(item: Object) -> Key:
+    """Namespace and name."""
+    return item["metadata"].get("namespace", ""), item["metadata"]["name"]
+
+
+class Cache:
+    """One resource as the API server has it, kept by list and watch; `handlers` hear each change.
+
+    A handler is called with (type, object): ADDED, MODIFIED, DELETED.
+    """
+
+    def __init__(self, client: KubeClient, path: str) -> None:
+        self.client, self.path = client, path
+        self.items: dict[Key, Object] = {}
+        self.handlers: list[Callable[[str, Object], None]] = []
+        self.synced = asyncio.Event()
+
+    async def run(self) -> None:
+        """Lists and watches until cancelled; starts over when history is gone or the server is."""
+        while True:
+            try:
+                version = await self._list()
+                while True:
+                    version = await self._watch(version)
+            except (Refused, aiohttp.ClientError, TimeoutError, OSError) as error:
+                log.debug("watch of %s starts over: %s", self.path, error)
+                await asyncio.sleep(0.2 + random.random() * 0.3)
+
+    async def _list(self) -> str:
+        answer = await self.client.list(self.path)
+        kind, version = answer["kind"].removesuffix("List"), answer["apiVersion"]
+        fresh = {key_of(item): {"apiVersion": version, "kind": kind, **item} for item in answer.get("items") or []}
+        for key in set(self.items) - set(fresh):
+            self._tell("DELETED", self.items.pop(key))
+        for key, item in fresh.items():
+            known = self.items.get(key)
+            self.items[key] = item
+            if known is None or known["metadata"].get("resourceVersion") != item["metadata"].get("resourceVersion"):
+                self._tell("MODIFIED" if known else "ADDED", item)
+        self.synced.set()
+        return str(answer["metadata"]["resourceVersion"])
+
+    async def _watch(self, version: str) -> str:
+        async for kind, item in self.client.watch(self.path, version):
+            version = item["metadata"]["resourceVersion"]
+            if kind == "BOOKMARK":
+                continue
+            if kind == "DELETED":
+                self.items.pop(key_of(item), None)
+            else:
+                self.items[key_of(item)] = item
+            self._tell(kind, item)
+        return version
+
+    def _tell(self, kind: str, item: Object) -> None:
+        for handler in self.handlers:
+            handler(kind, item)
