@@ -243,11 +243,11 @@ def serve(connection: socket.socket) -> dict[str, Any] | None:
     children: set[int] = set()
     buffer = b""
     while True:
-        readable, _, _ = select.select([connection, wake_read], [], [])
+        readable, _, _ = select.select([connection.fileno(), wake_read], [], [])
         if wake_read in readable:
             os.read(wake_read, 4096)
             _reap(connection, children)
-        if connection not in readable:
+        if connection.fileno() not in readable:
             continue
         chunk = connection.recv(1 << 16)
         if not chunk:

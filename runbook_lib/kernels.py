@@ -128,10 +128,11 @@ class ForkedKernels(LocalProvisioner):
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
         """Ask the server for a kernel; the arguments are those after `-m ipykernel_launcher`."""
         arguments = cmd[cmd.index("ipykernel_launcher") + 1 :]
-        self.process = await asyncio.to_thread(
+        process: Any = await asyncio.to_thread(
             self.server.fork, arguments, env=kwargs["env"], cwd=str(kwargs["cwd"]), log_path=self.log_path
         )
-        self.pid = self.pgid = self.process.pid  # it leads a session of its own
+        self.process = process
+        self.pid = self.pgid = process.pid  # it leads a session of its own
         self.cwd = kwargs["cwd"]
         return self.connection_info
 
