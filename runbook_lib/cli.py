@@ -82,7 +82,7 @@ def _root() -> Path:
 
 
 def _outputs() -> Path:
-    return Path(os.environ.get("RUNBOOK_OUTPUTS") or _root() / "outputs")
+    return _root() / "outputs"
 
 
 def _print(renderable: RenderableType) -> None:
@@ -187,10 +187,12 @@ def resume(
 
     Examples: `runbook resume` · `runbook resume 20261123T190312Z-4f2a`
     """
-    from runbook_lib import results
+    from runbook_lib import events, results
 
     folder = results.find_run(run, _root(), site=site)
-    _run(folder.parent.name, None, {}, folder.name, parallel, isolation, progress, format, pages)
+    begun = events.first_event(folder)
+    named, parameters = begun.get("named", folder.parent.name), begun.get("parameters", {})
+    _run(named, None, parameters, folder.name, parallel, isolation, progress, format, pages)
 
 
 def _run(
@@ -217,7 +219,6 @@ def _run(
             isolation=isolation,
             parameters=parameters,
             root=_root(),
-            outputs=_outputs(),
             on_event=listener,
         )
     _finish(done, format=format, pages=pages)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,7 +43,7 @@ def parse_values(given: list[str]) -> dict[str, Any]:
 def _lab_folder(folder: Path | None) -> Path:
     from runbook_lib.parameters import project_root
 
-    return folder or Path(os.environ.get("RUNBOOK_LAB_DIR") or project_root() / ".lab")
+    return folder or project_root() / ".lab"
 
 
 def _print_connection(connection: Any, as_json: bool) -> None:

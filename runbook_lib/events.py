@@ -20,7 +20,9 @@ OnEvent = Callable[[Event], None]
 
 
 def make_private(folder: Path) -> Path:
-    """The folder, made where missing, for its owner alone. Raises UsageError where it cannot be."""
+    """The folder, made where missing, for its owner alone. Raises UsageError where it cannot be, or is a link."""
+    if folder.is_symlink() and folder.name != "outputs":  # outputs/ itself may lie on another disk
+        raise UsageError(f"{folder.name}/ is a symbolic link", "", "results are written to true folders only")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
@@ -83,3 +85,13 @@ class EventLog:
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
+
+
+def first_event(folder: Path) -> Event:
+    """The event a run began with (`named`, `parameters`); {} when the log is gone."""
+    try:
+        with (folder / "events.jsonl").open(encoding="utf-8") as lines:
+            event = json.loads(next(lines, "{}"))
+    except (OSError, ValueError):
+        return {}
+    return event if isinstance(event, dict) else {}

@@ -191,7 +191,7 @@ def find_run(name: str, root: Path, *, site: str | None = None) -> Path:
 
 
 def _outputs(root: Path) -> Path:
-    return Path(os.environ.get("RUNBOOK_OUTPUTS") or Path(root) / "outputs")
+    return Path(root) / "outputs"
 
 
 # ---------------------------------------------------------------- two runs

@@ -248,7 +248,6 @@ def run(
     isolation: str = "fork",
     parameters: Mapping[str, Any] | None = None,
     root: Path | None = None,
-    outputs: Path | None = None,
     on_event: OnEvent | None = None,
     load_site: Callable[..., Any] | None = None,
 ) -> Run:
@@ -259,47 +258,60 @@ def run(
     """
     root = _root(root).resolve()
     loader = load_site or _load_site
-    given = dict(parameters or {})
-    everything = discover(root)
-    description = loader(site, root=root, start_lab=False)  # judged first; nothing is started or written yet
-    specs = select(everything, steps)
-    if not specs:
-        raise UsageError("there is nothing to run", "", "notebooks/ holds no steps")
-    _check_parameters(specs, given)
     if parallel < 1:
         raise UsageError(f"parallel is {parallel}", "", "at least one step runs at a time")
     if isolation not in {"fork", "spawn"}:
         raise UsageError(f"isolation is {isolation!r}", "", "it is fork or spawn")
-    site_folder = make_private(outputs or root / "outputs") / description.name
-    make_private(site_folder)
-    earlier = _earlier(site_folder, run, everything) if run else None
-    if earlier and not steps:
-        known = {record.step for record in earlier.steps}
-        specs = [spec for spec in everything if spec.step in known]
+    everything = discover(root)
+    description = loader(site, root=root, start_lab=False)
+    _check_references(description)
+    specs = _chosen(everything, steps, parameters or {})
+    site_folder = make_private(make_private(root / "outputs") / description.name)
     with site_lock(site_folder, description.name), contextlib.ExitStack() as stack:
         interrupted = Interrupted()
         stack.enter_context(interrupted.listening())
+        earlier = _earlier(site_folder, run, everything) if run else None
+        if earlier and not steps:
+            specs = [spec for spec in everything if spec.step in {record.step for record in earlier.steps}]
         state = earlier or _new_run(description)
         folder = make_private(site_folder / state.id)
         events = EventLog(folder / "events.jsonl", on_event)
         stack.callback(events.close)
+        named = _as_parameter(site, root)
         events.emit(
             "run-resumed" if earlier else "run-started",
             run=state.id,
             site=state.site,
+            named=named,
+            parameters=dict(parameters or {}),
             emulated=state.emulated,
             steps=[{"step": spec.step, "title": spec.title, "needs": spec.needs} for spec in specs],
         )
-        env = _kernel_environment(description, root)
-        kernels = _fork_server(isolation, env, stack)
-        loader(site, root=root)  # starts the lab where the site is one, while the fork server loads its libraries
-        _register_secrets(description, root)
-        shared = _Pass(root, folder, _as_parameter(site, root), given, events, kernels, env, interrupted)
         keeper = _Keeper(folder, state, specs)
-        _run_steps(specs, shared, keeper, parallel)
-        if interrupted:
-            _sweep_after(shared, description)
+        if keeper.unfinished():
+            env = _kernel_environment(description, root)
+            kernels = _fork_server(isolation, env, stack)
+            # starts the lab where the site is one, while the fork server loads its libraries
+            reached = loader(site, root=root)
+            _register_secrets(reached, root)
+            shared = _Pass(root, folder, named, parameters or {}, events, kernels, env, interrupted)
+            if earlier:
+                _sweep(reached, shared)
+            _run_steps(specs, shared, keeper, parallel)
+            if interrupted.count == 1:  # a second interrupt leaves that to `runbook sweep`
+                _sweep(reached, shared)
         return keeper.finish(events, complete=not interrupted)
+
+
+def _chosen(everything: Sequence[StepSpec], steps: Iterable[str] | None, given: Mapping[str, Any]) -> list[StepSpec]:
+    from runbook_lib.parameters import check_notebook_parameters
+
+    specs = select(everything, steps)
+    if not specs:
+        raise UsageError("there is nothing to run", "", "notebooks/ holds no steps")
+    declared = {name: kind for spec in specs for name, kind in spec.parameters.items()}
+    check_notebook_parameters(given, declared)
+    return specs
 
 
 def _load_site(name: str | Path, **options: Any) -> Any:
@@ -318,11 +330,11 @@ def _as_parameter(site: str | Path, root: Path) -> str:
     return str(path.resolve())
 
 
-def _check_parameters(specs: Sequence[StepSpec], given: Mapping[str, Any]) -> None:
-    from runbook_lib.parameters import check_notebook_parameters
+def _check_references(site: Any) -> None:
+    from runbook_lib.parameters import check_references
 
-    declared = {name: kind for spec in specs for name, kind in spec.parameters.items()}
-    check_notebook_parameters(given, declared)
+    if not site.emulated:  # the lab makes its own secrets when it starts
+        check_references(site)
 
 
 def _new_run(site: Any) -> Run:
@@ -690,8 +702,22 @@ def _tell_findings(spec: StepSpec, shared: _Pass, payload: Any) -> None:
             shared.events.emit("finding", step=spec.step, **told)
 
 
-def _sweep_after(shared: _Pass, site: Any) -> None:
-    """Take back what interrupted steps had borrowed; a second interrupt leaves that to `runbook sweep`."""
-    if shared.interrupted.count > 1 or not (shared.folder / "changes.jsonl").exists():
+def _sweep(site: Any, shared: _Pass) -> None:
+    """Take back what interrupted or dead steps of this run had borrowed, and tell what became of it."""
+    from runbook_lib.errors import RunbookError
+    from runbook_lib.journal import Journal
+
+    journal = shared.folder / "changes.jsonl"
+    if not journal.exists() or not Journal(journal).open_entries():
         return
-    shared.events.emit("sweep-needed", run=shared.folder.name)
+    from runbook_lib.sweep import sweep
+
+    try:
+        done = sweep(site, shared.folder.name, root=shared.root)
+    except RunbookError as problem:
+        message = f"{problem}; nothing was taken back, run `runbook sweep {shared.site}`"
+        shared.events.emit("sweep", run=shared.folder.name, clean=False, message=message)
+        return
+    ending = "nothing remains" if done.clean else f"not clean; run `runbook sweep {shared.site}`"
+    message = f"{len(done.undone)} borrowed thing(s) taken back, {ending}"
+    shared.events.emit("sweep", run=shared.folder.name, clean=done.clean, message=message)
