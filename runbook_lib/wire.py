@@ -15,12 +15,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import Enum
 from io import BytesIO
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -485,11 +486,19 @@ class _WireAdapter(HTTPAdapter):
     def send(self, request: Any, stream: bool = False, **kw: Any) -> Any:  # type: ignore[override]
         token = _streaming.set(bool(stream))
         # a session that must not read ~/.netrc has trust_env off, which would switch proxies off as well
-        kw["proxies"] = kw.get("proxies") or get_environ_proxies(request.url)
+        kw["proxies"] = {} if _is_loopback(request.url) else kw.get("proxies") or get_environ_proxies(request.url)
         try:
             return super().send(request, stream=stream, **kw)
         finally:
             _streaming.reset(token)
+
+
+def _is_loopback(url: str) -> bool:
+    """True for the lab and for tunnels, which no proxy can reach."""
+    host = urlsplit(url).hostname or ""
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def proxmox_adapter(wire: Wire, trust: Trust) -> HTTPAdapter:
@@ -506,6 +515,10 @@ def attach_kubernetes(wire: Wire, api_client: Any) -> None:
 
     Exec, attach and port-forward leave the pool for a websocket: put them into `wire.record("GET", path)`.
     """
+    configuration = api_client.configuration
+    if configuration.proxy and _is_loopback(configuration.host):
+        configuration.proxy = None
+        api_client.rest_client = type(api_client.rest_client)(configuration)
     manager = api_client.rest_client.pool_manager
     manager.clear()
-    manager.pool_classes_by_scheme = _pool_classes(wire, unverified=not api_client.configuration.verify_ssl)
+    manager.pool_classes_by_scheme = _pool_classes(wire, unverified=not configuration.verify_ssl)
