@@ -1,0 +1,1 @@
+"""An in-memory Kubernetes API server: state in `cluster`, HTTP in `server`."""

@@ -1,0 +1,443 @@
+"""Custom resources: structural schemas (pruning, defaults, validation) and what makes a CRD a served kind."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from . import apply
+from .schema import META, Decoder, Kind, canonical_quantity, from_openapi, version_rank
+from .status import FieldError, duplicate, invalid_value, required, show, too_long, too_many, type_invalid, unsupported
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
+
+Json = dict[str, Any]
+UNCHECKED = FieldError(
+    "FieldValueInvalid",
+    "<nil>",
+    "Invalid value: null: some validation rules were not checked because the object was invalid; "
+    "correct the existing errors to complete validation",
+)
+BLOCKING = {"FieldValueRequired", "FieldValueTooLong", "FieldValueTooMany", "FieldValueTypeInvalid"}
+
+
+def schema_of(kind: Kind) -> Json:
+    """The OpenAPI schema of a custom kind; {} when it has none."""
+    return ((kind.custom or {}).get("schema") or {}).get("openAPIV3Schema") or {}
+
+
+def at(obj: Any, path: str) -> Any:
+    """The value under a simple JSON path (`.spec.replicas`, `.status.conditions[?(@.type=="Ready")].status`)."""
+    for part in re.findall(r"\.([A-Za-z0-9_-]+)|\.?\['([^']+)'\]|\[(\d+)\]|\[\?\(@\.(\w+)\s*==\s*['\"]([^'\"]*)['\"]\)\]", path):
+        name, quoted, number, key, value = part
+        if name or quoted:
+            obj = obj.get((name or quoted).replace("\\.", ".")) if isinstance(obj, dict) else None
+        elif number:
+            obj = obj[int(number)] if isinstance(obj, list) and int(number) < len(obj) else None
+        else:
+            obj = next((i for i in obj or [] if isinstance(i, dict) and str(i.get(key)) == value), None)
+        if obj is None:
+            return None
+    return obj
+
+
+# -- pruning and defaults ---------------------------------------------------------------------------------------------
+
+
+def prune(kind: Kind, body: Json) -> tuple[Json, list[str]]:
+    """The body without what the schema does not declare, and the paths that went."""
+    unknown: list[str] = []
+    schema = schema_of(kind)
+    result = {key: body[key] for key in ("apiVersion", "kind") if key in body}
+    meta = body.get("metadata")
+    if isinstance(meta, dict):
+        decoder = Decoder(kind)
+        result["metadata"] = decoder._struct(meta, META, "metadata", "metadata")
+        unknown += decoder.unknown
+    rest = {key: value for key, value in body.items() if key not in ("apiVersion", "kind", "metadata")}
+    if not schema:
+        return result | rest, unknown
+    result |= _prune(rest, schema, "", unknown, preserve=False)
+    return result, unknown
+
+
+def _prune(value: Any, schema: Json, path: str, unknown: list[str], *, preserve: bool) -> Any:
+    preserve = bool(schema.get("x-kubernetes-preserve-unknown-fields", False))
+    if isinstance(value, dict):
+        properties = schema.get("properties") or {}
+        extra = schema.get("additionalProperties")
+        result = {}
+        for key, item in value.items():
+            here = f"{path}.{key}" if path else key
+            sub = properties.get(key)
+            if sub is None and isinstance(extra, dict):
+                sub = extra
+            if sub is None:
+                embedded = schema.get("x-kubernetes-embedded-resource") and key in ("apiVersion", "kind", "metadata")
+                if preserve or extra is True or embedded or not (properties or schema.get("type") == "object"):
+                    result[key] = item
+                else:
+                    unknown.append(here)
+                continue
+            if item is None and not sub.get("nullable"):
+                if "default" in sub or key in (schema.get("required") or []):
+                    continue
+                result[key] = None
+                continue
+            result[key] = _prune(item, sub, here, unknown, preserve=preserve)
+        return result
+    if isinstance(value, list) and isinstance(schema.get("items"), dict):
+        return [_prune(item, schema["items"], f"{path}[{n}]", unknown, preserve=False) for n, item in enumerate(value)]
+    return value
+
+
+def default(kind: Kind, obj: Json) -> Json:
+    """The object with the schema's defaults."""
+    schema = schema_of(kind)
+    if not schema:
+        return obj
+    result: Json = _default(obj, schema)
+    return result
+
+
+def _default(value: Any, schema: Json) -> Any:
+    if isinstance(value, dict):
+        result = dict(value)
+        for key, sub in (schema.get("properties") or {}).items():
+            if key not in result and "default" in sub:
+                result[key] = json.loads(json.dumps(sub["default"]))
+            if key in result:
+                result[key] = _default(result[key], sub)
+        extra = schema.get("additionalProperties")
+        if isinstance(extra, dict):
+            known = schema.get("properties") or {}
+            result = {k: (_default(v, extra) if k not in known else v) for k, v in result.items()}
+        return result
+    if isinstance(value, list) and isinstance(schema.get("items"), dict):
+        return [_default(item, schema["items"]) for item in value]
+    return value
+
+
+# -- validation -------------------------------------------------------------------------------------------------------
+
+
+def validate(kind: Kind, obj: Json, old: Json | None = None) -> list[FieldError]:
+    """Every way the object breaks its schema, in the words of the API server."""
+    schema = schema_of(kind)
+    if not schema:
+        return []
+    errors: list[FieldError] = []
+    trimmed = {k: v for k, v in obj.items() if k not in ("apiVersion", "kind", "metadata")}
+    lists: list[FieldError] = []
+    _check(trimmed, {k: v for k, v in schema.items() if k != "type"} | {"type": "object"}, "", errors, lists)
+    if any(error.reason in BLOCKING for error in errors) and _has_rules(schema):
+        errors.append(UNCHECKED)
+    return errors + lists
+
+
+def _has_rules(schema: Any) -> bool:
+    if isinstance(schema, dict):
+        return "x-kubernetes-validations" in schema or any(_has_rules(value) for value in schema.values())
+    return isinstance(schema, list) and any(_has_rules(value) for value in schema)
+
+
+def _kind_of(value: Any) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int):
+        return "integer"
+    if isinstance(value, float):
+        return "integer" if value.is_integer() else "number"
+    return {str: "string", list: "array", dict: "object", type(None): "null"}[type(value)]
+
+
+def _check(value: Any, schema: Json, path: str, errors: list[FieldError], lists: list[FieldError]) -> None:
+    if value is None and schema.get("nullable"):
+        return
+    if schema.get("x-kubernetes-int-or-string"):
+        if not (isinstance(value, (int, str)) and not isinstance(value, bool)):
+            shown = _kind_of(value)
+            errors.append(type_invalid(path, shown, f'{path} in body must be of type integer,string: "{shown}"'))
+        elif isinstance(value, str) and schema.get("pattern"):
+            _strings(value, {"pattern": schema["pattern"]}, path, errors)
+        return
+    wanted, actual = schema.get("type"), _kind_of(value)
+    if wanted and actual != wanted and not (wanted == "number" and actual == "integer"):
+        errors.append(type_invalid(path, actual, f'{path} in body must be of type {wanted}: "{actual}"'))
+        return
+    if "enum" in schema and value not in schema["enum"]:
+        errors.append(unsupported(path, value, [str(item) for item in schema["enum"]]))
+    if isinstance(value, str):
+        _strings(value, schema, path, errors)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        _numbers(value, schema, path, errors)
+    elif isinstance(value, list):
+        _items(value, schema, path, errors, lists)
+    elif isinstance(value, dict):
+        _properties(value, schema, path, errors, lists)
+    _logic(value, schema, path, errors)
+
+
+def _strings(value: str, schema: Json, path: str, errors: list[FieldError]) -> None:
+    if len(value) > schema.get("maxLength", len(value)):
+        errors.append(too_long(path, schema["maxLength"]))
+    if len(value) < schema.get("minLength", 0):
+        text = f"{path} in body should be at least {schema['minLength']} chars long"
+        errors.append(invalid_value(path, value, text))
+    if schema.get("pattern") and not _matches(schema["pattern"], value):
+        errors.append(invalid_value(path, value, f"{path} in body should match '{schema['pattern']}'"))
+    form = schema.get("format")
+    if form and not _formatted(form, value):
+        errors.append(type_invalid(path, value, f"{path} in body must be of type {form}: {show(value)}"))
+
+
+def _matches(pattern: str, value: str) -> bool:
+    try:
+        return re.search(pattern.replace("\\z", "\\Z").replace("[[:alnum:]]", "[A-Za-z0-9]"), value) is not None
+    except re.error:
+        return True  # a pattern of Go's RE2 that Python cannot read refuses nothing
+
+
+def _formatted(form: str, value: str) -> bool:
+    try:
+        if form == "date-time":
+            datetime.fromisoformat(value.replace("Z", "+00:00"))
+            return "T" in value
+        if form == "date":
+            datetime.strptime(value, "%Y-%m-%d")
+        elif form == "ipv4":
+            ipaddress.IPv4Address(value)
+        elif form == "ipv6":
+            ipaddress.IPv6Address(value)
+        elif form == "cidr":
+            ipaddress.ip_network(value, strict=False)
+        elif form == "uri":
+            return bool(re.match(r"^([a-zA-Z][a-zA-Z0-9+.-]*:|/)", value))
+        elif form in ("uuid", "uuid4"):
+            return bool(re.fullmatch(r"(?i)[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}", value))
+    except ValueError:
+        return False
+    return True
+
+
+def _numbers(value: float, schema: Json, path: str, errors: list[FieldError]) -> None:
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if high is not None and (value > high or (schema.get("exclusiveMaximum") and value == high)):
+        word = "less than" if schema.get("exclusiveMaximum") else "less than or equal to"
+        errors.append(invalid_value(path, value, f"{path} in body should be {word} {_plain(high)}"))
+    if low is not None and (value < low or (schema.get("exclusiveMinimum") and value == low)):
+        word = "greater than" if schema.get("exclusiveMinimum") else "greater than or equal to"
+        errors.append(invalid_value(path, value, f"{path} in body should be {word} {_plain(low)}"))
+    step = schema.get("multipleOf")
+    if step and value % step:
+        errors.append(invalid_value(path, value, f"{path} in body should be a multiple of {_plain(step)}"))
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if float(number).is_integer() else str(number)
+
+
+def _items(value: list[Any], schema: Json, path: str, errors: list[FieldError], lists: list[FieldError]) -> None:
+    if len(value) > schema.get("maxItems", len(value)):
+        errors.append(too_many(path, len(value), schema["maxItems"]))
+    if len(value) < schema.get("minItems", 0):
+        text = f"{path} in body should have at least {schema['minItems']} items"
+        errors.append(invalid_value(path, len(value), text))
+    if schema.get("uniqueItems") and any(value.index(item) != n for n, item in enumerate(value)):
+        errors.append(invalid_value(path, value, f"{path} in body shouldn't contain duplicates"))
+    for number, item in enumerate(value):
+        if isinstance(schema.get("items"), dict):
+            _check(item, schema["items"], f"{path}[{number}]", errors, lists)
+    keys = schema.get("x-kubernetes-list-map-keys")
+    seen: list[Any] = []
+    for number, item in enumerate(value):
+        if keys and isinstance(item, dict):
+            key = {name: item[name] for name in keys if name in item}
+        elif schema.get("x-kubernetes-list-type") == "set":
+            key = item
+        else:
+            return
+        if key in seen:
+            lists.append(duplicate(f"{path}[{number}]", key))
+        seen.append(key)
+
+
+def _properties(value: Json, schema: Json, path: str, errors: list[FieldError], lists: list[FieldError]) -> None:
+    properties = schema.get("properties") or {}
+    for name in schema.get("required") or []:
+        if name not in value:
+            errors.append(required(f"{path}.{name}" if path else name))
+    if len(value) > schema.get("maxProperties", len(value)):
+        errors.append(too_many(path, len(value), schema["maxProperties"]))
+    if len(value) < schema.get("minProperties", 0):
+        text = f"{path} in body should have at least {schema['minProperties']} properties"
+        errors.append(invalid_value(path, len(value), text))
+    extra = schema.get("additionalProperties")
+    for name, item in value.items():
+        sub = properties.get(name) or (extra if isinstance(extra, dict) else None)
+        if sub is not None:
+            _check(item, sub, f"{path}.{name}" if path else name, errors, lists)
+
+
+def _logic(value: Any, schema: Json, path: str, errors: list[FieldError]) -> None:
+    def fits(sub: Json) -> bool:
+        found: list[FieldError] = []
+        _check(value, sub, path, found, found)
+        return not found
+
+    if schema.get("anyOf") and not any(fits(sub) for sub in schema["anyOf"]):
+        errors.append(invalid_value(path, value, f'"{path}" must validate at least one schema (anyOf)'))
+    if schema.get("oneOf") and sum(fits(sub) for sub in schema["oneOf"]) != 1:
+        errors.append(invalid_value(path, value, f'"{path}" must validate one and only one schema (oneOf)'))
+    for sub in schema.get("allOf") or []:
+        _check(value, sub, path, errors, errors)
+    if schema.get("not") and fits(schema["not"]):
+        errors.append(invalid_value(path, value, f'"{path}" must not validate the schema (not)'))
+
+
+# -- definitions ------------------------------------------------------------------------------------------------------
+
+
+def kinds_of(definition: Json) -> list[Kind]:
+    """The kinds a CustomResourceDefinition serves, the preferred version first."""
+    spec = definition["spec"]
+    naming = spec["names"]
+    storage = next((v["name"] for v in spec["versions"] if v.get("storage")), spec["versions"][0]["name"])
+    found = []
+    for version in sorted(spec["versions"], key=lambda v: version_rank(v["name"])):
+        if not version.get("served", True):
+            continue
+        parts = version.get("subresources") or {}
+        schema = (version.get("schema") or {}).get("openAPIV3Schema") or {}
+        found.append(
+            Kind(
+                spec["group"], version["name"], naming["kind"], naming["plural"], spec.get("scope") == "Namespaced",
+                bucket=f"{spec['group']}/{naming['plural']}", singular=naming.get("singular", naming["kind"].lower()),
+                short=tuple(naming.get("shortNames") or ()), categories=tuple(naming.get("categories") or ()),
+                verbs=("delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"),
+                subresources=tuple(name for name in ("status", "scale") if name in parts),
+                node=apply.typed(from_openapi(schema)) if schema else {"m": "*"},
+                custom=version, storage=f"{spec['group']}/{storage}", extras={"listKind": naming.get("listKind")},
+            )
+        )  # fmt: skip
+    return found
+
+
+def normalise(definition: Json) -> Json:
+    """The definition with the API server's defaults."""
+    spec = dict(definition["spec"])
+    naming = dict(spec.get("names") or {})
+    if naming.get("kind"):
+        naming.setdefault("singular", naming["kind"].lower())
+        naming.setdefault("listKind", naming["kind"] + "List")
+    spec["names"] = naming
+    spec.setdefault("conversion", {"strategy": "None"})
+    return definition | {"spec": spec}
+
+
+def establish(cluster: Cluster, definition: Json) -> Json:
+    """The definition with its conditions; its kinds are served from now on."""
+    definition = normalise(definition)
+    naming, group = definition["spec"]["names"], definition["spec"]["group"]
+    for kind in [k for k in cluster.registry.order if k.group == group and k.plural == naming["plural"] and k.custom]:
+        cluster.registry.remove(kind)
+    for kind in kinds_of(definition):
+        cluster.registry.add(kind)
+    status = dict(definition.get("status") or {})
+    stored = next((v["name"] for v in definition["spec"]["versions"] if v.get("storage")), "")
+    versions = [*(status.get("storedVersions") or [])]
+    if stored and stored not in versions:
+        versions.append(stored)
+    if not status.get("conditions"):
+        status["conditions"] = [
+            _condition(cluster, "NamesAccepted", "NoConflicts", "no conflicts found"),
+            _condition(cluster, "Established", "InitialNamesAccepted", "the initial names have been accepted"),
+        ]
+    accepted = {key: naming[key] for key in ("plural", "singular", "shortNames", "kind", "listKind", "categories") if naming.get(key)}
+    return definition | {"status": status | {"acceptedNames": accepted, "storedVersions": versions}}
+
+
+def _condition(cluster: Cluster, name: str, reason: str, message: str) -> Json:
+    condition = {"type": name, "status": "True", "lastTransitionTime": cluster.now()}
+    return condition | {"reason": reason, "message": message}
+
+
+def forget(cluster: Cluster, definition: Json) -> None:
+    """Stops serving the definition's kinds and removes their objects."""
+    group, plural = definition["spec"]["group"], definition["spec"]["names"]["plural"]
+    for kind in [k for k in cluster.registry.order if k.group == group and k.plural == plural and k.custom]:
+        cluster.registry.remove(kind)
+    bucket = cluster.store.bucket(f"{group}/{plural}")
+    for key in list(bucket.items):
+        cluster.store.remove(f"{group}/{plural}", key)
+
+
+def definition_errors(definition: Json) -> list[FieldError]:
+    """Why a CustomResourceDefinition is refused."""
+    spec = definition.get("spec") or {}
+    group, naming = spec.get("group", ""), spec.get("names") or {}
+    errors: list[FieldError] = []
+    name = definition["metadata"].get("name", "")
+    if name != f"{naming.get('plural', '')}.{group}":
+        errors.append(invalid_value("metadata.name", name, 'must be spec.names.plural+"."+spec.group'))
+    protected = group.endswith((".k8s.io", ".kubernetes.io")) or group in ("k8s.io", "kubernetes.io")
+    note = "api-approved.kubernetes.io"
+    if protected and not (definition["metadata"].get("annotations") or {}).get(note):
+        errors.append(
+            required(
+                f"metadata.annotations[{note}]",
+                f'protected groups must have approval annotation "{note}", see '
+                "https://github.com/kubernetes/enhancements/pull/1111",
+            )
+        )
+    if spec.get("scope") not in ("Cluster", "Namespaced"):
+        errors.append(unsupported("spec.scope", spec.get("scope", ""), ["Cluster", "Namespaced"]))
+    for number, version in enumerate(spec.get("versions") or []):
+        schema = (version.get("schema") or {}).get("openAPIV3Schema")
+        if not schema:
+            errors.append(required(f"spec.versions[{number}].schema.openAPIV3Schema"))
+        else:
+            one = len(spec["versions"]) == 1
+            place = "spec.validation" if one else f"spec.versions[{number}].schema"
+            errors += _structural(schema, f"{place}.openAPIV3Schema", root=True)
+    return errors
+
+
+def _structural(schema: Json, path: str, *, root: bool = False) -> list[FieldError]:
+    errors: list[FieldError] = []
+    loose = schema.get("x-kubernetes-int-or-string") or schema.get("x-kubernetes-preserve-unknown-fields")
+    if not schema.get("type") and not loose:
+        errors.append(required(f"{path}.type", "must not be empty for specified object fields"))
+    if "default" in schema and schema.get("type") and _kind_of(schema["default"]) != schema["type"]:
+        actual = _kind_of(schema["default"])
+        if not (schema["type"] == "number" and actual == "integer"):
+            text = f' in body must be of type {schema["type"]}: "{actual}"'
+            errors.append(type_invalid(f"{path}.default", actual, text))
+    for name, sub in (schema.get("properties") or {}).items():
+        if not (root and name in ("metadata", "apiVersion", "kind")):
+            errors += _structural(sub, f"{path}.properties[{name}]")
+    items = schema.get("items")
+    if isinstance(items, dict):
+        errors += _structural(items, f"{path}.items")
+        for key in schema.get("x-kubernetes-list-map-keys") or []:
+            sub = (items.get("properties") or {}).get(key) or {}
+            if key not in (items.get("required") or []) and "default" not in sub:
+                errors.append(
+                    required(
+                        f"{path}.items.properties[{key}].default",
+                        "this property is in x-kubernetes-list-map-keys, so it must have a default or be a "
+                        "required property",
+                    )
+                )
+    if isinstance(schema.get("additionalProperties"), dict):
+        errors += _structural(schema["additionalProperties"], f"{path}.additionalProperties")
+    return errors
+
+
+def canonical(value: Any) -> str:
+    """A quantity as text, for printer columns."""
+    return canonical_quantity(str(value))
