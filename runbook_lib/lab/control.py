@@ -158,7 +158,8 @@ def up(
 ) -> Connection:
     """The lab in the folder: started, or as it is when it is up with the same scenario.
 
-    A running lab asked for another scenario begins anew with that one; its ports and credentials stay.
+    A running lab asked for another scenario begins anew with that one; its ports and credentials stay. Ports are
+    only chosen at the start. `scale` is how many times faster than life tasks and boots go; 60 unless told.
     Two calls at once start one lab. Raises LabError with the end of lab.log when it does not start.
     """
     folder = (Path(folder) if folder else default_folder()).resolve()
@@ -171,8 +172,11 @@ def up(
             if running is None:
                 wanted = scenario or "healthy"
                 _start(folder, _named(wanted), 60.0 if scale is None else scale, proxmox_port, kubernetes_port)
-            elif scenario is not None and running["scenario"] != _named(scenario):
+                running = request(folder, "GET", "/status")
+            if scenario is not None and running["scenario"] != _named(scenario):
                 request(folder, "POST", "/scenario", {"name": _named(scenario)})
+            if scale is not None and float(running["scale"]) != scale:
+                request(folder, "POST", "/clock/scale", {"scale": scale})
     except Timeout as error:
         raise LabError(f"start the lab in {folder}", "somebody else has been starting it for too long") from error
     return connection(folder)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import secrets
 import signal
@@ -39,6 +40,7 @@ log = logging.getLogger("runbook_lib.lab")
 ROOT = "root@pam"
 TOKEN = "rehearsal"
 GRACE_SECONDS = 0.2
+LOOK_SECONDS = 2.0
 KUBERNETES_NAMES = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", "lab")
 
 
@@ -143,7 +145,7 @@ class Lab:
             "started": self.started,
             "scenario": self.scenario.name,
             "title": self.scenario.title,
-            "scale": self.clock.scale,
+            "scale": self.clock.scale if math.isfinite(self.clock.scale) else "inf",
             "offset_seconds": self.clock.offset,
             "proxmox_url": self.proxmox_site.url,
             "kubernetes_url": self.kubernetes_site.url,
@@ -224,6 +226,10 @@ def control_app(lab: Lab, stop: asyncio.Event) -> web.Application:
         lab.clock.advance(float(body["seconds"]))
         return {"offset_seconds": lab.clock.offset}
 
+    async def scale(body: Mapping[str, Any]) -> Any:
+        lab.clock.rescale(float(body["scale"]))
+        return lab.status()
+
     async def shutdown(_: Mapping[str, Any]) -> Any:
         asyncio.get_running_loop().call_later(0.01, stop.set)
         return {"pid": os.getpid()}
@@ -235,6 +241,7 @@ def control_app(lab: Lab, stop: asyncio.Event) -> web.Application:
         ("/scenario", scenario),
         ("/fault", fault),
         ("/clock/advance", advance),
+        ("/clock/scale", scale),
         ("/shutdown", shutdown),
     ):
         app.router.add_post(path, answer(handler))
@@ -256,12 +263,21 @@ async def run(lab: Lab, ready: Callable[[], None]) -> None:
         await web.UnixSite(runner, str(path)).start()
         path.chmod(0o600)
         ready()
+        orphaned = loop.create_task(_until_gone(lab.folder / "state.json", stop))
         await stop.wait()
+        orphaned.cancel()
     finally:
         path.unlink(missing_ok=True)
         (lab.folder / "state.json").unlink(missing_ok=True)
         await runner.cleanup()
         await lab.close()
+
+
+async def _until_gone(file: Path, stop: asyncio.Event) -> None:
+    """Ask the lab to stop when its folder was taken away: nobody could find it any more."""
+    while file.exists():
+        await asyncio.sleep(LOOK_SECONDS)
+    stop.set()
 
 
 def serve(args: argparse.Namespace) -> int:

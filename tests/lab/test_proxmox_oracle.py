@@ -178,7 +178,9 @@ def difference(call: Mapping[str, Any], answer: tuple[int, str, bytes, str], dri
     if call["response_type"] and content_type != call["response_type"]:
         return f"content type {content_type}, recorded {call['response_type']}"
     if call.get("json") is None:
-        return "" if call["name"] == "html-version" or body.decode() == (call.get("text") or "") else f"text {body[:80]!r}"
+        return (
+            "" if call["name"] == "html-version" or body.decode() == (call.get("text") or "") else f"text {body[:80]!r}"
+        )
     return compare(json.loads(body), call["json"], "", driver)
 
 
@@ -236,9 +238,10 @@ async def replay(calls: list[dict[str, Any]], spool: Path) -> Replay:
     state = PveState.from_scenario(scenario.load("fresh-node").proxmox, clock=Clock(float("inf")), spool=spool)
     state.access.users["root@pam"].password = hash_password(PASSWORDS["root@pam"])
     result = Replay()
-    async with test_utils.TestServer(create_app(state)) as server, aiohttp.ClientSession(
-        cookie_jar=aiohttp.DummyCookieJar()
-    ) as session:
+    async with (
+        test_utils.TestServer(create_app(state)) as server,
+        aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session,
+    ):
         driver = Driver(state, server.make_url("").origin(), session)
         for call in calls:
             label = f"{call['n']} {call['name']}"
