@@ -98,7 +98,9 @@ def access(
     A token's secret is shown by PVE once. It is kept under `.secrets/<site>/` and never anywhere else; a token whose
     secret is not there is of no use to anyone here and is made anew.
     """
-    root = root or _root()
+    root, site = root or _root(), _settled(pve, site)
+    if not (site.names.iso_storage and site.names.disk_storage):
+        return Wanted(problems=("storage: no storage that every node has takes ISO images, or none takes disks",))
     version = str(pve.get("/version")["version"])
     roles = {row["roleid"]: _names(row.get("privs")) for row in pve.get("/access/roles")}
     users = {row["userid"]: row for row in pve.get("/access/users", full=1)}
@@ -288,6 +290,35 @@ def pool(pve: Any, site: Any, run: str, *, step: str = "13") -> Wanted:
     return _change("create", f"/pools/{name}", summary, request, after=after, undo=pool_undo(name, run)).numbered(step)
 
 
+def with_storages(site: Any, storages: Iterable[Storage]) -> Any:
+    """The site with the storages it leaves open chosen: for ISO images the first that takes them, for disks the
+    largest, in either case one that every node of the site has."""
+    rows = [row for row in storages if row.active and row.enabled]
+    nodes = set(site.names.nodes or {row.node for row in rows})
+
+    def everywhere(content: str) -> dict[str, int]:
+        """Name → least free bytes on any of the nodes."""
+        takers = [row for row in rows if content in row.content and row.node in nodes]
+        names = {row.name for row in takers if {other.node for other in takers if other.name == row.name} == nodes}
+        free = {name: [row.available_bytes or 0 for row in takers if row.name == name] for name in names}
+        return {name: min(free[name]) for name in sorted(names)}
+
+    isos, disks = everywhere("iso"), everywhere("images")
+    chosen = {
+        "iso_storage": site.names.iso_storage or next(iter(isos), None),
+        "disk_storage": site.names.disk_storage or max(disks, key=lambda name: disks[name], default=None),
+    }
+    return site.model_copy(update={"names": site.names.model_copy(update=chosen)})
+
+
+def _settled(pve: Any, site: Any) -> Any:
+    if site.names.iso_storage and site.names.disk_storage:
+        return site
+    from runbook_lib import proxmox
+
+    return with_storages(site, proxmox.storages(pve))
+
+
 @dataclass(frozen=True)
 class StorageUse:
     """One purpose and the storage that serves it on one node; `problem` says why it cannot."""
@@ -304,13 +335,15 @@ class StorageUse:
 def storage_uses(storages: Iterable[Storage], site: Any, *, nodes: Iterable[str] | None = None) -> list[StorageUse]:
     """The site's storages by purpose on each of its nodes, with what is wrong about them."""
     rows = list(storages)
-    names = site.names
+    names = with_storages(site, rows).names
     hosts = list(nodes or names.nodes or sorted({row.node for row in rows}))
     wanted = (("ISO images", names.iso_storage, "iso"), ("disks", names.disk_storage, "images"))
     return [_use(purpose, host, name, content, rows) for host in hosts for purpose, name, content in wanted]
 
 
-def _use(purpose: str, node: str, name: str, content: str, rows: Iterable[Storage]) -> StorageUse:
+def _use(purpose: str, node: str, name: str | None, content: str, rows: Iterable[Storage]) -> StorageUse:
+    if name is None:
+        return StorageUse(purpose, node, "", problem=f"no storage that every node has takes {content}")
     row = next((row for row in rows if (row.node, row.name) == (node, name)), None)
     if row is None:
         return StorageUse(purpose, node, name, problem="there is no such storage on this node")
@@ -355,7 +388,7 @@ test_volumes.__test__ = False  # type: ignore[attr-defined]  # pytest would take
 
 
 def _test_volume(use: StorageUse, site: Any, run: str) -> Wanted:
-    vmid = site.names.vmid_range.end if site.names.vmid_range else 9998
+    vmid = site.names.vmid_range.end
     # PVE wants vm-<vmid>-…, and the format as suffix where volumes are files.
     filename = f"vm-{vmid}-{mark(run)}" + (".raw" if use.type in FILE_STORAGES else "")
     path = f"/nodes/{use.node}/storage/{use.storage}/content"
@@ -376,16 +409,23 @@ def template(pve: Any, site: Any, run: str, *, step: str = "13") -> Wanted:
     problem, not a change.
     """
     names = site.names
-    if names.template_vmid is None:
-        return Wanted(problems=("names.template_vmid: the site names no id for the VM template",))
-    vmid = int(names.template_vmid)
     nodes = [row["node"] for row in pve.get("/nodes") if row.get("status") == "online"]
+    if names.template_vmid is None:
+        return _any_template(pve, nodes)
+    vmid = int(names.template_vmid)
     node, row = _where(pve, vmid, nodes)
     if row is None:
         return _import(pve, site, run, _first(names.nodes, nodes)).numbered(step)
     if row.get("template"):
         return Wanted(unchanged=(f"template {vmid} {row.get('name', '')} on {node}",))
     return _half_made(pve, site, run, node, row).numbered(step)
+
+
+def _any_template(pve: Any, nodes: Iterable[str]) -> Wanted:
+    found = [(node, row) for node in nodes for row in pve.get(f"/nodes/{node}/qemu") if row.get("template")]
+    if not found:
+        return Wanted(problems=("names.template_vmid: the site names no id, and there is no template at all",))
+    return Wanted(unchanged=tuple(f"template {row['vmid']} {row.get('name', '')} on {node}" for node, row in found))
 
 
 def _half_made(pve: Any, site: Any, run: str, node: str, row: Mapping[str, Any]) -> Wanted:
@@ -409,10 +449,13 @@ def _half_made(pve: Any, site: Any, run: str, node: str, row: Mapping[str, Any])
 
 
 def _import(pve: Any, site: Any, run: str, node: str) -> Wanted:
+    site = _settled(pve, site)
     names, vmid = site.names, int(site.names.template_vmid)
     image = names.cloud_image
     if image is None:
         return Wanted(problems=(f"VM {vmid}: there is no such template, and the site names no `names.cloud_image`",))
+    if not (names.iso_storage and names.disk_storage):
+        return Wanted(problems=("storage: no storage that every node has takes ISO images, or none takes disks",))
     if not node:
         return Wanted(problems=("Proxmox VE: none of the site's nodes is online",))
     source = str(getattr(image, "url", None) or getattr(image, "file", None))

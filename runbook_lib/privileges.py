@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from shlex import quote
 from typing import Any
 
+from runbook_lib.errors import UsageError
+
 _AGENT_READ = "agent: read"
 _AGENT_RUN = "agent: run"
 
@@ -192,8 +194,17 @@ def privileges_of(names: Iterable[str], pve_generation: int) -> tuple[str, ...]:
 
 
 def account(name: str, site: Any, version: str) -> Account:
-    """The user, token and grants of a component on this site and this version of Proxmox VE."""
+    """The user, token and grants of a component on this site and this version of Proxmox VE.
+
+    Raises UsageError while the site leaves its storages open: `prepare.with_storages` chooses them.
+    """
     found, names, spoken = component(name), site.names, generation(version)
+    if not (names.iso_storage and names.disk_storage):
+        raise UsageError(
+            f"privileges of {name} on {site.name}",
+            "the site leaves its storages to be chosen, and rights are given on a storage by name",
+            "site = prepare.with_storages(step.site, proxmox.storages(step.proxmox))",
+        )
     fill = {
         "pool": names.pool,
         "iso_storage": names.iso_storage,
@@ -204,7 +215,7 @@ def account(name: str, site: Any, version: str) -> Account:
     grants = tuple(
         Grant(
             line.path.format(**fill),
-            f"{names.prefix}-{found.name}-{line.part}",
+            f"{names.roles_prefix}-{found.name}-{line.part}",
             privileges_of(line.privileges, spoken),
             line.propagate,
             line.purpose,
