@@ -49,7 +49,7 @@ def create_app(state: PveState, middlewares: Any = ()) -> web.Application:
     areas()
     app = web.Application(client_max_size=MAX_BODY, middlewares=tuple(middlewares))
     app[STATE] = state
-    app.router.add_route("*", "/{tail:.*}", _handle)
+    app.router.add_route("*", r"/{tail:[\s\S]*}", _handle)
     return app
 
 
