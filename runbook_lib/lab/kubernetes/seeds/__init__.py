@@ -26,7 +26,7 @@ from .components import VERSIONS, Part, Release, releases
 from .objects import Object, Times, thing
 from .workloads import Body, Machine
 
-__all__ = ["FLAVOURS", "cozystack"]
+__all__ = ["FLAVOURS", "cozystack", "kubernetes_version"]
 
 FLAVOURS = tuple(VERSIONS)
 """Clusters that can be seeded."""
@@ -77,6 +77,11 @@ def cozystack(section: Mapping[str, Any], *, now: float | None = None) -> list[O
     objects = edits.apply(body.objects, section.get("edits", ()), times)
     platform.spread_unready(objects, times)
     return workloads.derive(objects, times)
+
+
+def kubernetes_version(section: Mapping[str, Any]) -> str:
+    """The version the API server of that cluster reports: "v1.34.3"."""
+    return str(section.get("version") or VERSIONS[section.get("flavour", "cozystack-1.6")]["kubernetes"])
 
 
 def _wanted(section: Mapping[str, Any]) -> dict[str, str]:
@@ -159,6 +164,8 @@ def _renumber(objects: list[Object], networking: Mapping[str, str]) -> None:
         name = item["metadata"]["name"]
         if item["kind"] == "Subnet" and subnets.get(name):
             item["spec"]["cidrBlock"] = subnets[name]
+        elif item["kind"] == "ServiceCIDR" and networking.get("serviceCIDR"):
+            item["spec"]["cidrs"] = [networking["serviceCIDR"]]
         elif item["kind"] == "Package" and name == "cozystack.cozystack-platform":
             values = item["spec"]["components"]["platform"]["values"]
             values["networking"] = {**values["networking"], **networking}

@@ -9,7 +9,7 @@ An edit is a mapping with one verb as a key and the verb's arguments beside it:
 - `release: namespace/name` with `reason:` and `message:`; what depends on it follows by itself
 - `dead_pods: {namespace, name}` with `count:`, `reason:`, `message:`; failed copies of one pod
 - `event: {kind, namespace, name}` with `reason:`, `message:`, `count:`
-- `load: node` with `cpu:` and `memory:`; a pod that requests so much there
+- `load: node` with `fill:`; a pod that raises the CPU requests there to that share
 
 Names are shell patterns.
 """
@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from .objects import Object, Times, condition, merge, set_condition, stamp, suffix, thing, uid
+from .objects import Object, Times, condition, merge, set_condition, suffix, thing, uid
 from .pods import put_in_state
+from .workloads import milli
 
 Edit = Mapping[str, Any]
 
@@ -153,9 +154,16 @@ def _event(objects: list[Object], pattern: Mapping[str, Any], edit: Edit, times:
 
 
 def _load(objects: list[Object], node: str, edit: Edit, times: Times) -> list[Object]:
-    """A pod of someone's that asks for much on one node."""
+    """A pod of someone's that fills one node's CPU requests to a share of what it may give."""
     machine = _chosen(objects, {"kind": "Node", "name": node})[0]
-    requests = {key: str(edit[key]) for key in ("cpu", "memory") if key in edit}
+    here = [item for item in objects if item["kind"] == "Pod" and item["spec"].get("nodeName") == node]
+    asked = sum(
+        milli(container.get("resources", {}).get("requests", {}).get("cpu", ""))
+        for item in here
+        for container in item["spec"]["containers"]
+    )
+    wanted = int(milli(machine["status"]["allocatable"]["cpu"]) * edit["fill"]) - asked
+    requests = {"cpu": f"{max(0, wanted)}m"}
     address = machine["status"]["addresses"][0]["address"]
     name = f"batch-{node}"
     at = times.settled
@@ -212,5 +220,3 @@ VERBS: Mapping[str, Callable[[list[Object], Any, Edit, Times], list[Object]]] = 
     "load": _load,
 }
 """Everything an edit may do."""
-
-__all__ = ["Edit", "UnknownEdit", "apply", "matches", "stamp"]

@@ -282,6 +282,17 @@ def network(machines: Iterable[Machine], times: Times, api_vip: str) -> list[Obj
             spec=pool,
         )
     )
+    ranges = [NETWORKING["serviceCIDR"]]
+    items.append(
+        thing(
+            "networking.k8s.io/v1",
+            "ServiceCIDR",
+            "kubernetes",
+            created=times.born,
+            spec={"cidrs": ranges},
+            status={"conditions": [condition("Ready", True, "", "Kubernetes Service CIDR is ready", at=times.born)]},
+        )
+    )
     kubeadm = {"api-server-endpoint": f"https://{api_vip}:6443"}
     items.append(thing("v1", "ConfigMap", "cluster-info", "kube-public", created=times.born, data=kubeadm))
     return items
