@@ -237,7 +237,13 @@ class Kubernetes(Reader):
             response.release_conn()
 
     def exec(
-        self, namespace: str, pod: str, command: Sequence[str], *, container: str | None = None
+        self,
+        namespace: str,
+        pod: str,
+        command: Sequence[str],
+        *,
+        container: str | None = None,
+        timeout_seconds: float = 60,
     ) -> tuple[int, str, str]:
         """Exit code, standard output and error of a command in a pod. Passes only inside `wire.permit`."""
         import websocket
@@ -247,30 +253,27 @@ class Kubernetes(Reader):
         query = [("command", part) for part in command] + [("stdout", "true"), ("stderr", "true")]
         if container:
             query.append(("container", container))
-        headers = self._headers("GET", path)
-        headers["sec-websocket-protocol"] = "v5.channel.k8s.io,v4.channel.k8s.io"
+        place: dict[str, Any] = {"system": "kubernetes", "method": "GET", "path": path}
+        asked = f"run {command[0]} in {namespace}/{pod}"
         with self.wire.record("GET", path):
             try:
                 channel = ws_client.WSClient(
                     self.api_client.configuration,
                     ws_client.get_websocket_url(f"{self.api_client.configuration.host}{path}?{urlencode(query)}"),
-                    headers,
+                    self._headers("GET", path),
                     capture_all=False,
                 )
+            except websocket.WebSocketBadStatusException as error:
+                body = error.resp_body or b""
+                raise wire.error_for("kubernetes", "GET", path, error.status_code, "", body) from error
             except (websocket.WebSocketException, OSError) as error:
-                raise errors.Unavailable(
-                    f"no command could be run in {namespace}/{pod}",
-                    str(error),
-                    system="kubernetes",
-                    method="GET",
-                    path=path,
-                ) from error
-        out, err = [], []
-        while channel.is_open():
-            channel.update(timeout=1)
-            out.append(channel.read_stdout() if channel.peek_stdout() else "")
-            err.append(channel.read_stderr() if channel.peek_stderr() else "")
-        return channel.returncode or 0, "".join(out), "".join(err)
+                raise errors.Unavailable(asked, str(error), **place) from error
+        channel.run_forever(timeout=timeout_seconds)
+        if channel.is_open():
+            channel.close()
+            raise errors.WaitTimeout(asked, f"it still runs after {timeout_seconds:g} s")
+        out, err = channel.read_stdout(timeout=0), channel.read_stderr(timeout=0)
+        return _exit_code(channel.read_channel(ws_client.ERROR_CHANNEL), asked, place), out, err
 
     def secret(self, namespace: str, name: str, key: str) -> str:
         """The decoded value of a Secret's key: who `k8s:` references are resolved by."""
@@ -335,6 +338,7 @@ def connect(site: Any, observers: Iterable[wire.Observer] = ()) -> Kubernetes:
             config.load_kube_config(str(path), context=endpoint.context, client_configuration=configuration)
         except (config.ConfigException, OSError) as error:
             raise errors.ParameterError("kubernetes.kubeconfig cannot be used", str(error)) from error
+        secrets.register(str(configuration.api_key.get("BearerToken") or "").removeprefix("Bearer ").strip())
         identity = endpoint.context or ""
     elif endpoint.url:
         configuration.host = endpoint.url.rstrip("/")
@@ -366,6 +370,19 @@ def skips_verification(kubeconfig: Path, context: str | None = None) -> bool:
     clusters = {entry["name"]: entry.get("cluster") or {} for entry in found.get("clusters") or []}
     cluster = clusters.get(named.get(wanted, {}).get("cluster"), {})
     return bool(cluster.get("insecure-skip-tls-verify"))
+
+
+def _exit_code(told: str, asked: str, place: Mapping[str, Any]) -> int:
+    """The exit code out of the Status that ends an exec."""
+    status = yaml.safe_load(told) if told else None
+    if not isinstance(status, dict):
+        raise errors.BadAnswer(asked, "it ended without an exit code", "did the pod end?", **place)
+    if status.get("status") == "Success":
+        return 0
+    for cause in (status.get("details") or {}).get("causes") or []:
+        if cause.get("reason") == "ExitCode":
+            return int(cause["message"])
+    raise errors.Refused(asked, status.get("message", ""), **place)
 
 
 def _text(value: Any) -> str:

@@ -105,6 +105,7 @@ def login_attempts(
     expired: tuple[str, str] | None = None,
     disabled: tuple[str, str] | None = None,
     observers: Iterable[wire.Observer] = (),
+    kube: secrets.KubeSecret | None = None,
 ) -> list[LoginAttempt]:
     """Logins that must be refused, then those that must be accepted, each tried exactly once.
 
@@ -112,7 +113,7 @@ def login_attempts(
     in `note` that they were not tried. A refusal takes PVE three seconds by its own design.
     """
     endpoint = getattr(site, "proxmox", site)
-    known = password_of(endpoint)
+    known = password_of(endpoint, kube=kube)
     user = known[0] if known else endpoint.user or (endpoint.token_id or "root@pam").partition("!")[0]
     name, _, realm = user.rpartition("@")
     wrong, stranger = randomness.token_urlsafe(18), f"runbook-{randomness.token_hex(4)}"
@@ -125,7 +126,7 @@ def login_attempts(
     ]
     own = None
     if endpoint.token_id and endpoint.token_secret:
-        own = (endpoint.token_id, secrets.resolve(endpoint.token_secret))
+        own = (endpoint.token_id, secrets.resolve(endpoint.token_secret, kube=kube))
     rows.append(_by_token("token", "accepted", endpoint, own, observers))
     if known:
         rows.append(_by_password("password", "accepted", endpoint, *known, observers))
@@ -134,10 +135,12 @@ def login_attempts(
     return rows
 
 
-def ticket_renewal(site: Any, *, observers: Iterable[wire.Observer] = ()) -> LoginAttempt:
+def ticket_renewal(
+    site: Any, *, observers: Iterable[wire.Observer] = (), kube: secrets.KubeSecret | None = None
+) -> LoginAttempt:
     """A ticket exchanged for a fresh one without the password, as a long run does it every hour."""
     endpoint = getattr(site, "proxmox", site)
-    known = password_of(endpoint)
+    known = password_of(endpoint, kube=kube)
     if known is None:
         return _untried("ticket renewal", "accepted", "the site names no password to log in with")
     auth = _ticket(endpoint, *known, observers)
