@@ -116,11 +116,13 @@ class Kubelets:
         if not node or not self.serves(node):
             return
         if "deletionTimestamp" in pod["metadata"]:
-            if not uid.endswith("/ending") and f"{uid}/ending" not in self._tasks:
+            if f"{uid}/ending" not in self._tasks:
                 self._stop(uid)
                 self._start(f"{uid}/ending", self._end(pod))
         elif uid not in self._tasks and _is_new(pod):
             self._start(uid, self._live(pod))
+            if pod["spec"].get("activeDeadlineSeconds"):
+                self._start(f"{uid}/deadline", self._deadline(pod))
 
     def _start(self, key: str, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -128,15 +130,31 @@ class Kubelets:
         task.add_done_callback(lambda done: self._finished(key, done))
 
     def _finished(self, key: str, task: asyncio.Task[None]) -> None:
-        if key.endswith("/ending"):
+        if key.endswith(("/ending", "/deadline")):
             self._tasks.pop(key, None)
         if not task.cancelled() and task.exception():
             log.warning("kubelet: %s", task.exception())
 
     def _stop(self, uid: str) -> None:
-        task = self._tasks.pop(uid, None)
-        if task:
-            task.cancel()
+        for key in (uid, f"{uid}/deadline"):
+            if (task := self._tasks.pop(key, None)) and task is not asyncio.current_task():
+                task.cancel()
+
+    async def _deadline(self, pod: Object) -> None:
+        """Fails a pod that is still active when its deadline has passed."""
+        await self.context.clock.sleep(pod["spec"]["activeDeadlineSeconds"])
+        now = self.context.pods.items.get(key_of(pod))
+        if now is None or now["status"].get("phase") not in {"Pending", "Running"}:
+            return
+        self._stop(pod["metadata"]["uid"])
+        words = "Pod was active on the node longer than the specified deadline"
+        statuses = now["status"].get("containerStatuses") or []
+        conditions = _conditions(now["status"].get("startTime", ""), initialized=True, sandbox=False)
+        status = {"phase": "Failed", "reason": "DeadlineExceeded", "message": words, "conditions": conditions}
+        await self._report(pod, {**status, "containerStatuses": statuses})
+        await self.context.event(
+            pod, "DeadlineExceeded", words, kind="Warning", component="kubelet", host=pod["spec"]["nodeName"]
+        )
 
     async def _end(self, pod: Object) -> None:
         """Stops the containers and confirms the deletion, as only a kubelet may."""
