@@ -19,10 +19,26 @@ if TYPE_CHECKING:
     from .state import PveState
 
 PRODUCT_URL = "https://www.proxmox.com/en/proxmox-virtual-environment/pricing"
-SERVICES_8 = (
-    "chrony corosync cron ksmtuned postfix pve-cluster pve-firewall pve-ha-crm pve-ha-lrm pvedaemon "
-    "pvefw-logger pveproxy pvescheduler pvestatd spiceproxy sshd syslog systemd-journald"
-).split()
+SERVICES_8 = [
+    "chrony",
+    "corosync",
+    "cron",
+    "ksmtuned",
+    "postfix",
+    "pve-cluster",
+    "pve-firewall",
+    "pve-ha-crm",
+    "pve-ha-lrm",
+    "pvedaemon",
+    "pvefw-logger",
+    "pveproxy",
+    "pvescheduler",
+    "pvestatd",
+    "spiceproxy",
+    "sshd",
+    "syslog",
+    "systemd-journald",
+]
 SERVICES_9 = sorted([*SERVICES_8, "lxcfs", "proxmox-firewall", "qmeventd"])
 KERNELS = {"8.4": "6.8.12-20-pve", "9.2": "7.0.14-1-pve"}
 FLAGS = (
@@ -181,11 +197,48 @@ def level(node: NodeState) -> str:
     return str(node.subscription.get("level", "")) if node.subscription.get("status") == "active" else ""
 
 
-SUBDIRS = (
-    "aplinfo apt capabilities ceph certificates config disks dns firewall hardware hosts journal lxc migrateall "
-    "netstat network qemu query-url-metadata replication report rrd rrddata scan sdn services spiceshell startall "
-    "status stopall storage subscription suspendall syslog tasks termproxy time version vncshell vzdump wakeonlan"
-).split()
+SUBDIRS = [
+    "aplinfo",
+    "apt",
+    "capabilities",
+    "ceph",
+    "certificates",
+    "config",
+    "disks",
+    "dns",
+    "firewall",
+    "hardware",
+    "hosts",
+    "journal",
+    "lxc",
+    "migrateall",
+    "netstat",
+    "network",
+    "qemu",
+    "query-url-metadata",
+    "replication",
+    "report",
+    "rrd",
+    "rrddata",
+    "scan",
+    "sdn",
+    "services",
+    "spiceshell",
+    "startall",
+    "status",
+    "stopall",
+    "storage",
+    "subscription",
+    "suspendall",
+    "syslog",
+    "tasks",
+    "termproxy",
+    "time",
+    "version",
+    "vncshell",
+    "vzdump",
+    "wakeonlan",
+]
 
 
 @route("GET", "/nodes/{node}", permission="any")
@@ -532,9 +585,9 @@ def _pem_rows(pem: str) -> list[dict[str, Any]]:
                 "notbefore": int(certificate.not_valid_before_utc.timestamp()),
                 "notafter": int(certificate.not_valid_after_utc.timestamp()),
                 "fingerprint": ":".join(raw[n : n + 2] for n in range(0, len(raw), 2)),
-                "public-key-type": "rsaEncryption" if hasattr(key, "public_numbers") and hasattr(
-                    key.public_numbers(), "n"
-                ) else "id-ecPublicKey",
+                "public-key-type": "rsaEncryption"
+                if hasattr(key, "public_numbers") and hasattr(key.public_numbers(), "n")
+                else "id-ecPublicKey",
                 "public-key-bits": key.key_size,
                 "pem": certificate.public_bytes(serialization.Encoding.PEM).decode(),
             }
@@ -652,9 +705,7 @@ def storage_history(call: Call) -> list[dict[str, Any]]:
     storage = storages.require_storage(call.state, call.params["storage"])
     total, used, _ = storages.usage(call.state, storage, call.node)
     seed = f"{call.node}/{storage.storage}"
-    return [
-        {"time": moment, "total": total, "used": drift(seed, used, moment, swing=0.01)} for moment in moments(call)
-    ]
+    return [{"time": moment, "total": total, "used": drift(seed, used, moment, swing=0.01)} for moment in moments(call)]
 
 
 @route("GET", "/nodes/{node}/report", permission=AUDIT)
@@ -689,7 +740,7 @@ ROOT_AUDIT = perm("/", "Sys.Audit")
 @route("GET", "/nodes/{node}/disks", permission="any")
 def disks_index(call: Call) -> list[dict[str, str]]:
     """The names below disks."""
-    return [{"name": n} for n in "list initgpt smart lvm lvmthin directory wipedisk zfs".split()]
+    return [{"name": n} for n in ["list", "initgpt", "smart", "lvm", "lvmthin", "directory", "wipedisk", "zfs"]]
 
 
 @route(

@@ -26,7 +26,23 @@ KEPT_BYTES = 4 * MIB
 
 FILE_BASED = frozenset({"dir", "nfs", "cifs", "cephfs", "btrfs"})
 SHARED_TYPES = frozenset({"nfs", "cifs", "cephfs", "rbd", "pbs", "iscsi", "iscsidirect", "glusterfs", "zfs", "esxi"})
-TYPES = "btrfs cephfs cifs dir esxi glusterfs iscsi iscsidirect lvm lvmthin nfs pbs rbd zfs zfspool".split()
+TYPES = [
+    "btrfs",
+    "cephfs",
+    "cifs",
+    "dir",
+    "esxi",
+    "glusterfs",
+    "iscsi",
+    "iscsidirect",
+    "lvm",
+    "lvmthin",
+    "nfs",
+    "pbs",
+    "rbd",
+    "zfs",
+    "zfspool",
+]
 TYPES_9 = [name for name in TYPES if name != "glusterfs"]
 REQUIRED = {
     "dir": ("path",),
@@ -122,6 +138,8 @@ class VolumeState:
     protected: bool = False
     sha256: str | None = None
     data: bytes | None = None
+    virtual: int | None = None  # the size a disk made from this image gets
+    bootable: bool = False  # an operating system is on it
 
     @property
     def storage(self) -> str:
@@ -203,6 +221,8 @@ def load(state: PveState, section: Mapping[str, Any]) -> None:
                         vmid=volume.get("vmid"),
                         notes=volume.get("notes"),
                         protected=bool(volume.get("protected", False)),
+                        virtual=parse_size(volume["virtual"]) if "virtual" in volume else None,
+                        bootable=bool(volume.get("bootable", True)),
                     ),
                 )
     state.areas["downloads"] = dict(section.get("downloads") or {})
@@ -545,7 +565,9 @@ def create_storage(call: Call) -> dict[str, Any]:
         shared=kind in SHARED_TYPES,
     )
     apply_options(storage, params)
-    if kind in ("nfs", "cifs", "iscsi", "pbs") and params.get("server", params.get("portal")) not in call.state.areas.setdefault("servers", []):
+    if kind in ("nfs", "cifs", "iscsi", "pbs") and params.get(
+        "server", params.get("portal")
+    ) not in call.state.areas.setdefault("servers", []):
         # the real one looks for the server before it writes the entry
         raise PveError(500, f"create storage failed: storage '{name}' is not online")
     local = call.state.storages.get("local")
@@ -678,7 +700,17 @@ def list_storage(call: Call) -> list[dict[str, Any]]:
 @route("GET", "/nodes/{node}/storage/{storage}", permission=AUDIT)
 def storage_index(call: Call) -> list[dict[str, str]]:
     """The names below one storage."""
-    names = "content download-url file-restore import-metadata prunebackups rrd rrddata status upload".split()
+    names = [
+        "content",
+        "download-url",
+        "file-restore",
+        "import-metadata",
+        "prunebackups",
+        "rrd",
+        "rrddata",
+        "status",
+        "upload",
+    ]
     if call.flavour.startswith("9"):
         names = sorted([*names, "identity", "oci-registry-pull"])
     return [{"subdir": name} for name in names]
@@ -895,6 +927,13 @@ def hexdigest(path: Path, algorithm: str) -> str:
         return hashlib.file_digest(stream, algorithm).hexdigest()
 
 
+def virtual_size(path: Path) -> int | None:
+    """The size a qcow2 image's header claims; None for other files."""
+    with path.open("rb") as stream:
+        head = stream.read(32)
+    return int.from_bytes(head[24:32]) if head[:4] == b"QFI\xfb" and len(head) == 32 else None
+
+
 def safe_filename(content: str, filename: str) -> str:
     """The name a file gets on the storage. Raises 400 when its extension does not fit the content."""
     name = re.sub(r"[^-a-zA-Z0-9_.]", "_", re.sub(r"^.*[/\\]", "", filename))
@@ -948,6 +987,7 @@ async def upload(call: Call) -> str:
     algorithm = params.get("checksum-algorithm", "sha256")
     digest = sha256 if algorithm == "sha256" else await asyncio.to_thread(hexdigest, file.path, algorithm)
     data = file.path.read_bytes() if file.size <= KEPT_BYTES else None
+    virtual = virtual_size(file.path)
     source = f"/var/tmp/pveupload-{sha256[:32]}"
     path = volume_path(storage, f"{storage.storage}:{name}")
 
@@ -972,6 +1012,8 @@ async def upload(call: Call) -> str:
             int(call.clock.now()),
             sha256=sha256,
             data=data,
+            virtual=virtual,
+            bootable=params["content"] == "import",
         )
         add_volume(call.state, storage.at(node), volume)
         task.log("finished file import successfully")
@@ -1020,7 +1062,16 @@ def download_url(call: Call) -> str:
         add_volume(
             call.state,
             storage.at(node),
-            VolumeState(volid, params["content"], volume_format(name), size, size, int(call.clock.now())),
+            VolumeState(
+                volid,
+                params["content"],
+                volume_format(name),
+                size,
+                size,
+                int(call.clock.now()),
+                virtual=parse_size(known.get("virtual", "3G")),
+                bootable=True,
+            ),
         )
         task.log(f"download of '{url}' to '{path}' finished")
 

@@ -1,0 +1,175 @@
+"""Containers of a node: enough to be counted, read, started and stopped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .nodes import TIMEFRAME, moments
+from .qemu.guest import GuestState, check_lock, digest, find_guest, power_off, power_on, this
+from .routing import Boolean, Call, Integer, perm, route
+from .worker import TaskContext, TaskError
+
+if TYPE_CHECKING:
+    from .state import PveState
+
+AUDIT = perm("/vms/{vmid}", "VM.Audit")
+POWER = perm("/vms/{vmid}", "VM.PowerMgmt")
+
+
+def status_row(state: PveState, guest: GuestState) -> dict[str, Any]:
+    """A container's state and figures."""
+    moment = state.clock.now()
+    swap = int(guest.config.get("swap", 512)) * 2**20
+    row: dict[str, Any] = {
+        "vmid": guest.vmid,
+        "name": guest.name,
+        "type": "lxc",
+        "status": "running" if guest.running else "stopped",
+        "cpus": guest.cpus,
+        "cpu": guest.cpu_fraction(moment),
+        "mem": guest.memory_used(moment),
+        "maxmem": guest.maxmem,
+        "swap": 0,
+        "maxswap": swap,
+        "disk": int(guest.maxdisk * 0.2) if guest.running else 0,
+        "maxdisk": guest.maxdisk,
+        "uptime": guest.uptime(moment),
+        **guest.counters(moment),
+    }
+    if guest.running:
+        row["pid"] = guest.pid
+    if guest.tags:
+        row["tags"] = guest.tags
+    if guest.lock:
+        row["lock"] = guest.lock
+    if guest.template:
+        row["template"] = 1
+    return row
+
+
+@route("GET", "/nodes/{node}/lxc", permission="any")
+def list_containers(call: Call) -> list[dict[str, Any]]:
+    """The containers of a node that the caller may audit."""
+    return [
+        status_row(call.state, guest)
+        for guest in call.state.guests.values()
+        if guest.node == call.node and guest.kind == "lxc" and call.allowed(f"/vms/{guest.vmid}", "VM.Audit")
+    ]
+
+
+@route("GET", "/nodes/{node}/lxc/{vmid}", permission="any")
+def container_index(call: Call) -> list[dict[str, str]]:
+    """The names below one container."""
+    this(call, "lxc")
+    words = "config pending status vncproxy termproxy migrate clone rrd rrddata firewall snapshot resize interfaces"
+    return [{"subdir": word} for word in words.split()]  # noqa: SIM905
+
+
+@route("GET", "/nodes/{node}/lxc/{vmid}/config", permission=AUDIT)
+def get_config(call: Call) -> dict[str, Any]:
+    """A container's config."""
+    guest = this(call, "lxc")
+    return dict(guest.config) | {"digest": digest(guest)}
+
+
+@route("GET", "/nodes/{node}/lxc/{vmid}/pending", permission=AUDIT)
+def get_pending(call: Call) -> list[dict[str, Any]]:
+    """A container's config key by key; the lab holds nothing pending for containers."""
+    guest = this(call, "lxc")
+    rows = [{"key": key, "value": value} for key, value in guest.config.items()]
+    return [*rows, {"key": "digest", "value": digest(guest)}]
+
+
+@route("GET", "/nodes/{node}/lxc/{vmid}/status", permission="any")
+def status_index(call: Call) -> list[dict[str, str]]:
+    """The names below status."""
+    this(call, "lxc")
+    return [{"subdir": n} for n in ["current", "start", "stop", "shutdown", "migrate", "reboot", "suspend", "resume"]]
+
+
+@route("GET", "/nodes/{node}/lxc/{vmid}/status/current", permission=AUDIT)
+def current_status(call: Call) -> dict[str, Any]:
+    """One container's state and figures."""
+    return status_row(call.state, this(call, "lxc")) | {"ha": {"managed": 0}}
+
+
+@route("GET", "/nodes/{node}/lxc/{vmid}/interfaces", permission=AUDIT)
+def interfaces(call: Call) -> list[dict[str, Any]] | None:
+    """A running container's interfaces."""
+    guest = call.state.guests.get(call.params["vmid"])
+    if guest is None or not guest.running:
+        return None
+    rows = [{"name": "lo", "hwaddr": "00:00:00:00:00:00", "inet": "127.0.0.1/8", "inet6": "::1/128"}]
+    for number, (key, given) in enumerate(guest.addresses.items()):
+        rows.append({"name": f"eth{number}", "hwaddr": f"bc:24:11:00:00:{int(key[3:]):02x}", "inet": given[0]})
+    return list(rows)
+
+
+@route("GET", "/nodes/{node}/lxc/{vmid}/snapshot", permission=AUDIT)
+def list_snapshots(call: Call) -> list[dict[str, Any]]:
+    """A container's snapshots; the lab takes none."""
+    guest = this(call, "lxc")
+    return [{"name": "current", "digest": digest(guest), "running": int(guest.running), "description": "You are here!"}]
+
+
+@route("GET", "/nodes/{node}/lxc/{vmid}/rrddata", params=TIMEFRAME, permission=AUDIT)
+def history(call: Call) -> list[dict[str, Any]]:
+    """A container's figures over time."""
+    guest = call.state.guests.get(call.params["vmid"])
+    rows: list[dict[str, Any]] = []
+    for moment in moments(call):
+        if guest is None or not guest.running or moment < guest.started:
+            rows.append({"time": moment})
+        else:
+            rows.append(
+                {
+                    "time": moment,
+                    "cpu": guest.cpu_fraction(moment),
+                    "maxcpu": guest.cpus,
+                    "mem": guest.memory_used(moment),
+                    "maxmem": guest.maxmem,
+                }
+            )
+    return rows
+
+
+def _power(word: str, kind: str, seconds: float) -> None:
+    @route(
+        "POST",
+        f"/nodes/{{node}}/lxc/{{vmid}}/status/{word}",
+        params={
+            "skiplock": Boolean(optional=True),
+            "timeout": Integer(optional=True, minimum=0),
+            "forceStop": Boolean(optional=True),
+        },
+        permission=POWER,
+    )
+    def act(call: Call) -> str:
+        state, node, vmid = call.state, call.node, call.params["vmid"]
+        find_guest(state, node, vmid, "lxc")
+
+        async def work(task: TaskContext) -> None:
+            guest = find_guest(state, node, vmid, "lxc")
+            check_lock(guest)
+            if word == "start" and guest.running:
+                raise TaskError(f"CT {vmid} already running")
+            if word != "start" and not guest.running:
+                raise TaskError(f"CT {vmid} not running")
+            await task.sleep(seconds)
+            if word != "start":
+                power_off(state, guest)
+            if word in ("start", "reboot"):
+                power_on(state, guest)
+
+        return call.task(kind, vmid, work)
+
+    act.__name__, act.__doc__ = f"{word}_container", f"The UPID of a container's {word}."
+
+
+for _word, _kind, _seconds in (
+    ("start", "vzstart", 2.0),
+    ("stop", "vzstop", 1.0),
+    ("shutdown", "vzshutdown", 4.0),
+    ("reboot", "vzreboot", 5.0),
+):
+    _power(_word, _kind, _seconds)

@@ -1,0 +1,463 @@
+"""Copies of VMs: clones, templates, migration to another node."""
+
+from __future__ import annotations
+
+import copy
+import datetime as dt
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ..drift import phase
+from ..routing import Boolean, Call, Integer, PveError, String, all_of, param_error, perm, route
+from ..storage import (
+    StorageState,
+    VolumeState,
+    add_volume,
+    allocate,
+    creation_log,
+    find_volume,
+    format_size,
+    next_disk_name,
+    remove_volume,
+    require_active,
+    require_storage,
+    volume_path,
+)
+from ..worker import TaskContext, TaskError
+from .config import all_shared, check_pool, join_pool, with_mac
+from .drives import COPY_RATE, DRIVE, copy_progress, drives, free_volumes, is_cdrom, is_cloud_init
+from .guest import (
+    GuestState,
+    check_lock,
+    find_guest,
+    identity,
+    merged,
+    parse_net,
+    print_net,
+    print_options,
+    this,
+)
+
+if TYPE_CHECKING:
+    from ..state import PveState
+
+DISK = String(optional=True, pattern=r"^(ide|sata|scsi|virtio|efidisk|tpmstate)\d+$")
+
+
+# --- clone ----------------------------------------------------------------------------------------
+
+
+def newid_rule(call: Call) -> None:
+    """Nothing, or the 403 of a caller who may not make the new VM."""
+    if call.allowed(f"/vms/{call.raw.get('newid', '')}", "VM.Allocate"):
+        return
+    pool = call.raw.get("pool")
+    if not (pool and call.allowed(f"/pool/{pool}", "VM.Allocate")):
+        raise PveError(403, "Permission check failed")
+
+
+@route(
+    "POST",
+    "/nodes/{node}/qemu/{vmid}/clone",
+    params={
+        "newid": Integer(format="pve-vmid", minimum=100, maximum=999999999),
+        "name": String(optional=True, format="dns-name"),
+        "description": String(optional=True),
+        "full": Boolean(optional=True),
+        "target": String(optional=True, format="pve-node"),
+        "storage": String(optional=True, format="pve-storage-id"),
+        "format": String(optional=True, enum=("raw", "qcow2", "vmdk")),
+        "pool": String(optional=True, format="pve-poolid"),
+        "snapname": String(optional=True, format="pve-configid", max_length=40),
+        "bwlimit": Integer(optional=True, minimum=0),
+    },
+    permission=all_of(perm("/vms/{vmid}", "VM.Clone"), newid_rule),
+)
+def clone(call: Call) -> str:
+    """The UPID of a clone. The new config is there at once, holding nothing but its lock."""
+    state, node, params = call.state, call.node, call.params
+    vmid, newid, target = params["vmid"], params["newid"], params.get("target")
+    check_pool(call)
+    if target and target != node and target not in state.nodes:
+        raise PveError(500, f"no such cluster node '{target}'")
+    if name := params.get("storage"):
+        require_storage(state, name)
+        require_active(state, name, target or node)
+    source = state.guests.get(vmid)
+    if source is None or source.node != node or source.kind != "qemu":
+        raise PveError(500, f"unable to find configuration file for VM {vmid} on node '{node}'")
+    check_lock(source)
+    config = merged(source)
+    if snapname := params.get("snapname"):
+        if snapname not in source.snapshots:
+            raise PveError(500, f"snapshot '{snapname}' does not exist")
+        config = dict(source.snapshots[snapname].config)
+    full = params.get("full", not source.template)
+    if not full:
+        for option in ("storage", "format"):
+            if option in params:
+                raise PveError(500, f"parameter '{option}' not allowed for linked clones")
+    if newid in state.guests:
+        raise PveError(500, f"unable to create VM {newid}: config file already exists")
+    plan = clone_plan(call, config, full=full)
+    if target and target != node and not all_shared(state, config):
+        raise PveError(500, f"can't clone VM to node '{target}' (VM uses local storage)")
+    for _, net in ((key, parse_net(str(value))) for key, value in config.items() if re.fullmatch(r"net\d+", key)):
+        if net.get("bridge"):
+            tag = f"/{net['tag']}" if "tag" in net else ""
+            call.check(f"/sdn/zones/localnetwork/{net['bridge']}{tag}", "SDN.Use")
+    moment = state.clock.now()
+    guest = GuestState(newid, target or node, config={"lock": "clone"}, created=moment, changed=moment)
+    guest.bootable, guest.os = source.bootable, dict(source.os)
+    guest.cpu_level = 0.03 + 0.1 * phase(f"guest/{newid}")
+    state.guests[newid] = guest
+    description, title, pool = params.get("description"), params.get("name"), params.get("pool")
+
+    async def work(task: TaskContext) -> None:
+        made: list[tuple[str, str]] = []
+        new = {
+            key: value
+            for key, value in config.items()
+            if not re.fullmatch(r"(template|lock|parent|vmstate|snaptime|unused\d+)", key)
+        }
+        try:
+            for key, options, how in plan:
+                text = await copy_drive(state, guest, source, key, options, how, params, task)
+                new[key] = text
+                if how != "keep":
+                    made.append((guest.node, text.partition(",")[0]))
+            for key in [key for key in new if re.fullmatch(r"net\d+", key)]:
+                net = parse_net(str(new[key]))
+                net.pop("macaddr", None)
+                new[key] = with_mac(state, guest, key, print_net(net))
+        except (PveError, TaskError) as error:
+            free_volumes(state, guest.node, [volid for _, volid in made])
+            state.guests.pop(newid, None)
+            raise TaskError(f"clone failed: {error}") from error
+        new |= identity(str(newid))
+        new["name"] = title or (f"Copy-of-VM-{config['name']}" if "name" in config else f"Copy-of-VM-{vmid}")
+        if description is not None:
+            new["description"] = description
+        # the tree of pools and the config change at the end, together
+        guest.config = new
+        guest.changed = guest.created = state.clock.now()
+        join_pool(state, newid, pool)
+
+    return call.task("qmclone", vmid, work)
+
+
+def clone_plan(call: Call, config: dict[str, Any], *, full: bool) -> list[tuple[str, dict[str, str], str]]:
+    """What happens to each drive: "keep" it (a CD-ROM), copy it "full", or make a "linked" clone of it."""
+    plan = []
+    for key, options in drives(config):
+        volid = options.get("file", "")
+        if ":" not in volid or (is_cdrom(options) and not is_cloud_init(options)):
+            plan.append((key, options, "keep"))
+            continue
+        how = "full" if full or is_cloud_init(options) else "linked"
+        storage = require_storage(call.state, volid.partition(":")[0])
+        if how == "linked" and not (re.search(r"[:/]base-\d+-", volid) and can_link(storage, volid)):
+            raise PveError(500, f"Linked clone feature is not supported for '{volid}' ({key})")
+        goal = call.params.get("storage", storage.storage) if how == "full" else storage.storage
+        call.check(f"/storage/{goal}", "Datastore.AllocateSpace")
+        plan.append((key, options, how))
+    return plan
+
+
+def can_link(storage: StorageState, volid: str) -> bool:
+    """Whether volumes of this storage can stand on a base."""
+    return storage.type in ("lvmthin", "rbd", "zfspool", "btrfs") or volid.endswith(".qcow2")
+
+
+async def copy_drive(
+    state: PveState,
+    guest: GuestState,
+    source: GuestState,
+    key: str,
+    options: dict[str, str],
+    how: str,
+    params: dict[str, Any],
+    task: TaskContext,
+) -> str:
+    """The drive's config text in the clone, once its volume is there."""
+    if how == "keep":
+        return print_options(options)
+    volid = options["file"]
+    volume = find_volume(state, source.node, volid)
+    if volume is None:
+        raise TaskError(f"volume '{volid}' does not exist")
+    storage = state.storages[volid.partition(":")[0]]
+    if how == "linked":
+        task.log(f"create linked clone of drive {key} ({volid})")
+        name = next_disk_name(state, storage, guest.node, guest.vmid, volume.format)
+        made = allocate(state, guest.node, storage, guest.vmid, volume.size, fmt=volume.format, name=name, parent=volid)
+        if storage.file_based:
+            path = volid.partition(":")[2]
+            task.log(f"clone {path}: images, {name}, {guest.vmid} to {name} (base=../{path})")
+            task.log(
+                f"Formatting '{volume_path(storage, made.volid)}', fmt=qcow2 cluster_size=65536 extended_l2=off "
+                f"compression_type=zlib size={volume.size} backing_file=../{path} backing_fmt=qcow2 "
+                "lazy_refcounts=off refcount_bits=16"
+            )
+        else:
+            task.log(creation_log(storage, made))
+        await task.sleep(1)
+    else:
+        goal = require_active(state, params.get("storage", storage.storage), guest.node)
+        default = volume.format if storage.storage == goal.storage or goal.file_based else "raw"
+        fmt = params.get("format", default) if goal.file_based else "raw"
+        task.log(f"create full clone of drive {key} ({volid})")
+        cloud_init = is_cloud_init(options)
+        extension = f".{fmt}" if goal.file_based else ""
+        name = f"vm-{guest.vmid}-cloudinit{extension}" if cloud_init else None
+        if volume.used > 0:
+            require_room(state, goal, guest.node, volume.used)
+        made = allocate(state, guest.node, goal, guest.vmid, volume.size, fmt=fmt, name=name)
+        task.log(creation_log(goal, made))
+        if not cloud_init:
+            await copy_progress(task, volume.size)
+        made.used = volume.used
+    made.bootable = volume.bootable
+    rest = {k: v for k, v in options.items() if k not in ("file", "size", "format")}
+    return print_options({"file": made.volid, **rest, "size": format_size(made.size)})
+
+
+def require_room(state: PveState, storage: StorageState, node: str, size: int) -> None:
+    """Nothing, or the error of a copy that does not fit."""
+    from ..storage import usage
+
+    free = usage(state, storage, node)[2]
+    if size > free:
+        raise TaskError(f"storage '{storage.storage}': no space left on device")
+
+
+# --- template -------------------------------------------------------------------------------------
+
+
+@route(
+    "POST",
+    "/nodes/{node}/qemu/{vmid}/template",
+    params={"disk": DISK},
+    permission=perm("/vms/{vmid}", "VM.Allocate"),
+)
+def template(call: Call) -> str:
+    """The UPID of the conversion into a template: disks become bases."""
+    state, guest = call.state, this(call)
+    check_lock(guest)
+    if guest.snapshots:
+        raise PveError(500, "unable to create template, because VM contains snapshots")
+    disk = call.params.get("disk")
+    if guest.template and not disk:
+        raise PveError(500, "you can't convert a template to a template")
+    if guest.running:
+        raise PveError(500, "you can't convert a VM to template if VM is running vm")
+
+    async def work(task: TaskContext) -> None:
+        for key, options in list(drives(guest.config)):
+            volid = options.get("file", "")
+            if (disk and key != disk) or ":" not in volid or is_cdrom(options):
+                continue
+            volume, storage = find_volume(state, guest.node, volid), state.storages[volid.partition(":")[0]]
+            if volume is None or (storage.file_based and volume.format == "vmdk"):
+                continue
+            new = re.sub(r"([:/])vm-", r"\1base-", volid)
+            if new == volid:
+                continue
+            remove_volume(state, guest.node, volid)
+            volume.volid = new
+            add_volume(state, storage.at(guest.node), volume)
+            guest.config[key] = print_options({**options, "file": new})
+            await task.sleep(0.5)
+            if storage.type in ("lvm", "lvmthin"):
+                vg = storage.options.get("vgname", "pve")
+                old_name, new_name = volid.partition(":")[2], new.partition(":")[2]
+                task.log(f'Renamed "{old_name}" to "{new_name}" in volume group "{vg}"')
+        guest.config["template"] = 1
+        guest.changed = guest.created = state.clock.now()
+
+    return call.task("qmtemplate", guest.vmid, work)
+
+
+# --- migration ------------------------------------------------------------------------------------
+
+
+def local_disks(state: PveState, guest: GuestState) -> list[dict[str, Any]]:
+    """The drives a migration would have to copy, as the preconditions show them."""
+    rows = []
+    unused = {k: {"file": str(v)} for k, v in guest.config.items() if k.startswith("unused")}
+    for key, options in [*drives(guest.config), *unused.items()]:
+        volid = options.get("file", "")
+        if ":" not in volid:
+            continue
+        storage, volume = state.storages.get(volid.partition(":")[0]), find_volume(state, guest.node, volid)
+        if storage is None or storage.shared:
+            continue
+        row = {
+            "volid": volid,
+            "drivename": key,
+            "cdrom": int(is_cdrom(options)),
+            "is_attached": int(not key.startswith("unused")),
+            "is_unused": int(key.startswith("unused")),
+            "is_vmstate": 0,
+            "is_tpmstate": int(key.startswith("tpmstate")),
+            "shared": 0,
+            "replicate": 1,
+        }
+        if state.flavour != "8.4":
+            row["is_cloudinit"] = int(is_cloud_init(options))
+        if volume is not None:
+            row["size"] = volume.size
+        rows.append(row)
+    return rows
+
+
+MIGRATE = perm("/vms/{vmid}", "VM.Migrate")
+
+
+@route(
+    "GET",
+    "/nodes/{node}/qemu/{vmid}/migrate",
+    params={"target": String(optional=True, format="pve-node")},
+    permission=MIGRATE,
+)
+def migration_preconditions(call: Call) -> dict[str, Any]:
+    """Which nodes the VM can go to, and what would have to be copied."""
+    state, guest = call.state, this(call)
+    rows = local_disks(state, guest)
+    allowed, refused = [], {}
+    for node in state.nodes:
+        if node == guest.node or not state.nodes[node].online:
+            continue
+        needed = {row["volid"].partition(":")[0] for row in rows}
+        missing = sorted(name for name in needed if not state.storages[name].on(node))
+        if missing:
+            refused[node] = {"unavailable_storages": missing}
+        else:
+            allowed.append(node)
+    target = call.params.get("target")
+    if target and target not in refused and target in allowed:
+        refused.setdefault(target, {})
+    result: dict[str, Any] = {
+        "running": int(guest.running),
+        "local_disks": rows,
+        "local_resources": [],
+        "mapped-resources": [],
+        "mapped-resource-info": {},
+        "allowed_nodes": allowed,
+        "not_allowed_nodes": refused,
+    }
+    if state.flavour != "8.4":
+        result["has-dbus-vmstate"] = 1
+    return result
+
+
+@route(
+    "POST",
+    "/nodes/{node}/qemu/{vmid}/migrate",
+    params={
+        "target": String(format="pve-node"),
+        "online": Boolean(optional=True),
+        "force": Boolean(optional=True),
+        "with-local-disks": Boolean(optional=True),
+        "with-conntrack-state": Boolean(optional=True),
+        "targetstorage": String(optional=True),
+        "migration_type": String(optional=True, enum=("secure", "insecure")),
+        "migration_network": String(optional=True, format="CIDR"),
+        "bwlimit": Integer(optional=True, minimum=0),
+    },
+    permission=MIGRATE,
+)
+def migrate(call: Call) -> str:
+    """The UPID of a migration; its log carries the time of each line."""
+    state, params, target = call.state, call.params, call.params["target"]
+    if target not in state.nodes:
+        raise PveError(500, f"no such cluster node '{target}'")
+    if target == call.node:
+        raise param_error({"target": "target is local node."})
+    guest = find_guest(state, call.node, params["vmid"])
+    check_lock(guest)
+    if guest.running and not params.get("online"):
+        raise PveError(500, "can't migrate running VM without --online")
+    storage_map = params.get("targetstorage")
+    disks = [row for row in local_disks(state, guest) if not row["cdrom"] or row.get("is_cloudinit")]
+    for row in disks:
+        name = storage_map or row["volid"].partition(":")[0]
+        storage = require_storage(state, name)
+        if not storage.on(target):
+            raise PveError(500, f"storage '{name}' is not available on node '{target}'")
+    online = bool(params.get("online")) and guest.running
+
+    async def work(task: TaskContext) -> None:
+        began, source = state.clock.elapsed(), guest.node
+
+        def say(line: str) -> None:
+            moment = dt.datetime.fromtimestamp(state.clock.now(), dt.UTC)
+            task.log(f"{moment:%Y-%m-%d %H:%M:%S} {line}")
+
+        def took() -> str:
+            seconds = int(state.clock.elapsed() - began)
+            return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+        guest.config["lock"] = "migrate"
+        try:
+            address = state.nodes[target].ip
+            if not state.nodes[target].online:
+                await task.sleep(3)
+                say("# /usr/bin/ssh -e none -o 'BatchMode=yes' /bin/true")
+                say(f"ssh: connect to host {address} port 22: {state.nodes[target].unreachable}")
+                reason = "Can't connect to destination address using public key"
+                say(f"ERROR: migration aborted (duration {took()}): {reason}")
+                raise TaskError("migration aborted")
+            say(f"starting migration of VM {guest.vmid} to node '{target}' ({address})")
+            if online and disks and not params.get("with-local-disks"):
+                for row in disks:
+                    say(f"found local disk '{row['volid']}' (attached)")
+                say("ERROR: Problem found while scanning volumes - can't migrate local disk without with-local-disks")
+                say(f"ERROR: migration aborted (duration {took()})")
+                raise TaskError("migration aborted")
+            for row in disks:
+                say(f"found local disk '{row['volid']}' (attached)")
+            for row in disks:
+                await task.sleep(1 + int(row.get("size", 0)) / COPY_RATE)
+                move_volume(state, guest, row, source, target, storage_map)
+                say(f"volume '{row['volid']}' is '{row['volid']}' on the target")
+            if online:
+                say(f"start migrate command to unix:/run/qemu-server/{guest.vmid}.migrate")
+                await task.sleep(2 + guest.memory_used(state.clock.now()) / (1024 * 2**20))
+                say("average migration speed: 1.1 GiB/s - downtime 38 ms")
+                say("migration status: completed")
+            guest.node = target
+            say(f"migration finished successfully (duration {took()})")
+        finally:
+            guest.config.pop("lock", None)
+
+    return call.task("qmigrate", guest.vmid, work)
+
+
+def move_volume(
+    state: PveState, guest: GuestState, row: dict[str, Any], source: str, target: str, storage_map: str | None
+) -> None:
+    """Take a local volume to the other node, and the config along when the storage differs there."""
+    old = state.storages[row["volid"].partition(":")[0]]
+    volume = find_volume(state, source, row["volid"])
+    if volume is None:
+        raise TaskError(f"volume '{row['volid']}' does not exist")
+    remove_volume(state, source, row["volid"])
+    new = state.storages[storage_map] if storage_map else old
+    moved: VolumeState = copy.copy(volume)
+    if new is not old:
+        name = next_disk_name(state, new, target, guest.vmid, volume.format)
+        moved.volid = f"{new.storage}:{guest.vmid}/{name}" if new.file_based else f"{new.storage}:{name}"
+        for key in referring(guest, row["volid"]):
+            guest.config[key] = str(guest.config[key]).replace(row["volid"], moved.volid)
+    add_volume(state, new.at(target), moved)
+
+
+def referring(guest: GuestState, volid: str) -> Iterable[str]:
+    """The keys of a config that name a volume."""
+    return [
+        key
+        for key, value in guest.config.items()
+        if (DRIVE.match(key) or key.startswith("unused")) and str(value).partition(",")[0] == volid
+    ]
