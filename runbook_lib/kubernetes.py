@@ -13,7 +13,8 @@ from runbook_lib.facts import KubeVersion, Permissions, StorageClass
 from runbook_lib.kubernetes_network import network_ranges, probe_manifest, probe_outcome, reach
 from runbook_lib.kubernetes_nodes import nodes, pods, quantity, requests_of, workloads
 from runbook_lib.kubernetes_platform import cozystack, crds, monitoring, packages, providers, releases
-from runbook_lib.kubernetes_session import Kubernetes, Reader, connect, skips_verification
+from runbook_lib.kubernetes_reading import Reader
+from runbook_lib.kubernetes_session import Kubernetes, connect, skips_verification
 from runbook_lib.kubernetes_webhooks import api_services, webhooks
 
 __all__ = [

@@ -12,7 +12,7 @@ from typing import Any
 
 from runbook_lib.facts import Interface, NetworkRange, Reach
 from runbook_lib.kubernetes_platform import PLATFORM_PACKAGE, SYSTEM
-from runbook_lib.kubernetes_session import Object, Reader
+from runbook_lib.kubernetes_reading import Object, Reader
 
 RUN_LABEL = "runbook.cozystack.io/run"
 LAN = "lan"

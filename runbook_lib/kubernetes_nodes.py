@@ -11,7 +11,7 @@ from typing import Any
 
 from runbook_lib import errors
 from runbook_lib.facts import KubeNode, Pod, Taint, Workload
-from runbook_lib.kubernetes_session import Object, Reader
+from runbook_lib.kubernetes_reading import Object, Reader
 
 QUANTITY = re.compile(r"(?P<number>[+-]?(?:\d+\.?\d*|\.\d+))(?P<suffix>[eE][+-]?\d+|[KMGTPE]i|[numkMGTPE]?)")
 SUFFIXES = {

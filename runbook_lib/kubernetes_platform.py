@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from runbook_lib.facts import CapiProvider, Cozystack, Crd, MonitoringPart, Package, Release
-from runbook_lib.kubernetes_session import Reader
+from runbook_lib.kubernetes_reading import Reader
 
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 SYSTEM = "cozy-system"

@@ -14,7 +14,7 @@ from cryptography import x509
 
 from runbook_lib.facts import ApiService, Webhook
 from runbook_lib.kubernetes_platform import CRDS, condition
-from runbook_lib.kubernetes_session import Reader
+from runbook_lib.kubernetes_reading import Reader
 
 ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 SERVICE_LABEL = "kubernetes.io/service-name"

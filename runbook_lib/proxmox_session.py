@@ -1,110 +1,19 @@
-"""How the runbook talks to Proxmox VE: proxmoxer's session through the wire, and what facts need of it."""
+"""How the runbook talks to Proxmox VE: proxmoxer's session through the wire."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 from urllib.parse import quote
 
 import requests
 
 from runbook_lib import errors, secrets, wire
 from runbook_lib import proxmox_login as login
-
-MAX_WORKERS = 8
-
-Row = TypeVar("Row")
-Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Unread:
-    """What a fact could not read of one node, and why; the rows of the other nodes are complete."""
-
-    fact: str  # "clocks"
-    node: str
-    reason: str
-
-
-class Reader:
-    """What facts ask of a Proxmox VE: one GET at a time. Tests put a dictionary behind it."""
-
-    identity = ""
-
-    def __init__(self) -> None:
-        self._unread: dict[tuple[str, str], Unread] = {}
-
-    def answer(self, path: str, /, **params: Any) -> Mapping[str, Any]:
-        """The whole JSON answer of a GET, with `changes` and `total` beside `data`."""
-        raise NotImplementedError
-
-    def get(self, path: str, /, **params: Any) -> Any:
-        """The `data` of a GET."""
-        return self.answer(path, **params).get("data")
-
-    def for_thread(self) -> Reader:
-        """A reader for one more thread."""
-        return self
-
-    @property
-    def unread(self) -> list[Unread]:
-        """What the facts read so far had to leave out, sorted by fact and node."""
-        return [self._unread[key] for key in sorted(self._unread)]
-
-    def leave_out(self, fact: str, node: str, reason: str) -> None:
-        """Remember that `fact` has no rows of `node`."""
-        self._unread[fact, node] = Unread(fact, node, reason)
-
-    def each(
-        self, fact: str, items: Iterable[Item], ask: Callable[[Reader, Item], Row], *, name: Callable[[Item], str] = str
-    ) -> list[tuple[Item, Row]]:
-        """`ask(reader, item)` for every item, in a bounded pool, in the items' order.
-
-        An item that is refused or does not answer is left out and remembered in `unread`; a login or a
-        certificate that is not accepted ends the whole read, because no item could be read then.
-        """
-        todo = list(items)
-        if not todo:
-            return []
-        mine = threading.local()
-
-        def one(item: Item) -> Row | errors.ApiError:
-            reader = getattr(mine, "reader", None)
-            if reader is None:
-                reader = mine.reader = self.for_thread()
-            try:
-                return ask(reader, item)
-            except (errors.NotAuthenticated, errors.TlsError):
-                raise
-            except errors.ApiError as error:
-                return error
-
-        with ThreadPoolExecutor(min(MAX_WORKERS, len(todo)), thread_name_prefix="pve") as pool:
-            answers = list(pool.map(one, todo))
-        rows: list[tuple[Item, Row]] = []
-        for item, found in zip(todo, answers, strict=True):
-            if isinstance(found, errors.ApiError):
-                self.leave_out(fact, name(item), str(found))
-            else:
-                self._unread.pop((fact, name(item)), None)
-                rows.append((item, found))
-        return rows
-
-    def each_node(self, fact: str, ask: Callable[[Reader, str], Row]) -> list[tuple[str, Row]]:
-        """`ask(reader, node)` for every node that is online, sorted by name; the others are remembered in `unread`."""
-        names = []
-        for node in sorted(self.get("/nodes") or [], key=lambda row: row["node"]):
-            if node.get("status") == "offline":
-                self.leave_out(fact, node["node"], "the node is offline")
-            else:
-                names.append(node["node"])
-        return self.each(fact, names, ask)
+from runbook_lib.proxmox_reading import Reader
 
 
 class Proxmox(Reader):
@@ -252,12 +161,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [_plain(entry) for entry in value]
     return value
-
-
-def pages(reader: Reader, path: str, *, size: int = 500, most: int = 5000, **params: Any) -> Iterator[Any]:
-    """Rows of a list that PVE hands out by `start` and `limit`, at most `most` of them."""
-    for start in range(0, most, size):
-        rows = reader.get(path, start=start, limit=size, **params) or []
-        yield from rows
-        if len(rows) < size:
-            return

@@ -17,6 +17,9 @@ import pytest
 import trustme
 
 from runbook_lib import errors, kubernetes, proxmox
+from runbook_lib.kubernetes_session import _exit_code
+from runbook_lib.proxmox_login import TicketAuth, proxmox_session
+from runbook_lib.proxmox_session import trust_of, wire_of
 
 
 @dataclass
@@ -277,6 +280,30 @@ def test_ticket_renews_itself_without_the_password(loopback: Loopback, endpoint:
     assert [asked.form["password"][0] for asked in loopback.asked] == ["correct horse", "PVE:root@pam:1::first"]
 
 
+def test_ticket_older_than_its_life_wants_the_password_again(loopback: Loopback, endpoint: SimpleNamespace) -> None:
+    """A ticket is renewed by itself after an hour; after two idle hours only the password helps."""
+    loopback.answers["POST " + API + "/access/ticket"] = lambda _: data(
+        {"ticket": f"PVE:root@pam:{len(loopback.asked)}::sig", "CSRFPreventionToken": "1:abcdef"}
+    )
+    wire = wire_of(endpoint)
+    times = [0.0]
+    auth = TicketAuth(
+        proxmox_session(wire, trust_of(endpoint)), endpoint.url, "root@pam", "correct horse", clock=lambda: times[0]
+    )
+    for times[0] in (0.0, 1800.0, 3700.0, 20_000.0):
+        auth.get_tokens()
+    sent = [asked.form["password"][0] for asked in loopback.asked]
+    assert sent == ["correct horse", "PVE:root@pam:1::sig", "correct horse"]
+
+
+def test_second_factor_is_told(loopback: Loopback, endpoint: SimpleNamespace) -> None:
+    """A user with a second factor cannot run a runbook; the error says to use a token."""
+    answer = {"ticket": "PVE:!tfa!x", "CSRFPreventionToken": "1:abcdef", "NeedTFA": 1}
+    loopback.answers["POST " + API + "/access/ticket"] = data(answer)
+    with pytest.raises(errors.NotAuthenticated, match="API token"):
+        proxmox.connect(endpoint, identity="password").get("/version")
+
+
 def test_served_certificate_tells_how_it_is_trusted(loopback: Loopback, endpoint: SimpleNamespace) -> None:
     """What the endpoint presents is read whether or not we trust it, and why not is said."""
     found = proxmox.served_certificate(endpoint)
@@ -396,6 +423,17 @@ def test_exec_needs_a_permit(k8s: kubernetes.Kubernetes, loopback: Loopback) -> 
     with pytest.raises(errors.ReadOnly):
         k8s.exec("x", "y", ["id"])
     assert loopback.asked == []
+
+
+def test_exit_code_is_read_from_the_last_channel() -> None:
+    """Success is 0, a failed command tells its code, and a command that could not start is an error."""
+    failed = {"status": "Failure", "details": {"causes": [{"reason": "ExitCode", "message": "3"}]}}
+    assert _exit_code(json.dumps({"status": "Success"}), "run x", {}) == 0
+    assert _exit_code(json.dumps(failed), "run x", {}) == 3
+    with pytest.raises(errors.Refused, match="no such file"):
+        _exit_code(json.dumps({"status": "Failure", "message": "exec: no such file"}), "run x", {})
+    with pytest.raises(errors.BadAnswer):
+        _exit_code("", "run x", {})
 
 
 def test_secret_is_decoded(loopback: Loopback, k8s: kubernetes.Kubernetes) -> None:
