@@ -146,7 +146,7 @@ def probe_manifest(site: Any, run: str, node: str, target_host: str, target_port
         "spec": {
             "nodeName": node,
             "restartPolicy": "Never",
-            "activeDeadlineSeconds": 60,
+            "activeDeadlineSeconds": 180,  # pulling the image counts
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "terminationGracePeriodSeconds": 0,
