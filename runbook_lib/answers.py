@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import ssl
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -182,12 +184,15 @@ _DISCONNECTED = "the connection was closed before the whole answer came"
 def transport_error(
     system: str, method: str, path: str, where: str, error: Exception, *, timeout: float, attempts: int = 1
 ) -> errors.ApiError:
-    """The error that a request without a usable answer stands for; `where` is host:port, `timeout` in seconds."""
+    """The error that a request without a usable answer stands for; `where` is host:port, `timeout` in seconds.
+
+    At an unknown authority this asks the Proxmox VE server for its certificate once more, to show its fingerprint.
+    """
     shown = shown_path(system, path)
     asked = f"{system_name(system)} at {where} gave no answer to {method} {shown}"
     kind: type[errors.ApiError] = errors.Unavailable
     if _is_tls(error):
-        kind, came, hint = errors.TlsError, *_tls_words(error)
+        kind, came, hint = errors.TlsError, *_tls_words(system, where, error)
         asked = f"{system_name(system)} at {where} was not trusted for {method} {shown}"
     elif isinstance(error, u3.ProxyError):
         came, hint = f"the proxy gave no connection: {_line(str(error.original_error))}", "see HTTPS_PROXY and NO_PROXY"
@@ -220,7 +225,7 @@ def _is_tls(error: BaseException) -> bool:
     return isinstance(error, u3.SSLError)
 
 
-def _tls_words(error: Exception) -> tuple[str, str]:
+def _tls_words(system: str, where: str, error: Exception) -> tuple[str, str]:
     text = str(error)
     pinned = re.search(r'Expected "([0-9a-f]+)", got "([0-9a-f]+)"', text)
     if pinned:
@@ -235,15 +240,28 @@ def _tls_words(error: Exception) -> tuple[str, str]:
         "Hostname mismatch": ("its certificate is for another host name", "use a name of the certificate in url"),
         "IP address mismatch": ("its certificate is not for this address", "use a name of the certificate in url"),
         "WRONG_VERSION_NUMBER": ("it does not speak TLS", "check the port"),
-        "CERTIFICATE_VERIFY_FAILED": (
-            "its certificate is signed by an authority that is not trusted here",
-            "give ca_file (PVE: /etc/pve/pve-root-ca.pem) or fingerprint in the parameters",
-        ),
     }
     for sign, (came, hint) in words.items():
         if sign.lower() in text.lower():
             return came, hint
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return "its certificate is signed by an authority that is not trusted here", _trust_hint(system, where)
     return f"the TLS handshake failed: {_line(text, 200)}", "check url, ca_file and fingerprint in the parameters"
+
+
+def _trust_hint(system: str, where: str) -> str:
+    if system != "proxmox":
+        return "give the cluster's CA: certificate-authority-data in the kubeconfig, or ca_file"
+    host, _, port = where.rpartition(":")
+    try:
+        pem = ssl.get_server_certificate((host.strip("[]"), int(port)), timeout=5)
+    except (OSError, ValueError):
+        return "give ca_file (/etc/pve/pve-root-ca.pem), or fingerprint (`pvenode cert info` on the node)"
+    digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+    return (
+        f"give ca_file (/etc/pve/pve-root-ca.pem), or fingerprint: {colons(digest)}"
+        " once `pvenode cert info` on the node shows the same"
+    )
 
 
 def colons(digest: str) -> str:
