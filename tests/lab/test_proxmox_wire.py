@@ -329,3 +329,20 @@ def test_a_user_with_a_second_factor_is_asked_for_it(tmp_path: Path) -> None:
             login(pve, "eve@pve", PASSWORD)
     finally:
         control.down(tmp_path / "lab")
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [("days_left: -1", "certificate has expired"), ("loopback: false", "not valid for '127.0.0.1'")],
+    ids=["expired", "wrong name"],
+)
+def test_a_scenario_may_serve_a_bad_certificate(tmp_path: Path, settings: str, complaint: str) -> None:
+    """A client that verifies refuses it for the right reason."""
+    path = tmp_path / "bad.yaml"
+    path.write_text(f"extends: fresh-node\nproxmox: {{tls: {{{settings}}}}}\n")
+    try:
+        pve = control.up(tmp_path / "lab", scenario=str(path), scale=600).proxmox
+        with pytest.raises(requests.exceptions.SSLError, match=complaint):
+            requests.get(pve.url, verify=pve.ca_file, timeout=5)
+    finally:
+        control.down(tmp_path / "lab")

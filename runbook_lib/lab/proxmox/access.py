@@ -125,6 +125,12 @@ def _modify_acl(call: Call) -> None:
 # ---------------------------------------------------------------------------------------------- version, ticket
 
 
+@route("GET", "/", permission="any")
+def index(call: Call) -> list[dict[str, str]]:
+    """The areas of the API."""
+    return [{"subdir": name} for name in ("cluster", "nodes", "storage", "access", "pools", "version")]
+
+
 @route("GET", "/version", permission="any")
 def version(call: Call) -> dict[str, str]:
     """Version, release and repository id."""

@@ -16,7 +16,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .schema import Array, Boolean, Integer, Number, Param, String, split_list, verify
 
@@ -225,6 +225,7 @@ def one_of(*rules: Rule) -> Rule:
 # ---------------------------------------------------------------------------------------------- routes
 
 Handler = Callable[[Call], Any | Awaitable[Any]]
+H = TypeVar("H", bound=Handler)
 
 
 @dataclass(frozen=True)
@@ -344,7 +345,7 @@ def route(
     tokens: bool = True,
     protected: bool = False,
     upload: bool = False,
-) -> Callable[[Handler], Handler]:
+) -> Callable[[H], H]:
     """A decorator that makes the function the endpoint.
 
     permission: "world" (no login), "any" (any login), "root-only", or a rule made by `perm`, `all_of`, `one_of`
@@ -354,7 +355,7 @@ def route(
     arguments = [name.removesuffix(":rest") for name in re.findall(r"\{([^}]+)\}", template)]
     specs = {name: PATH_PARAMS.get(name, String()) for name in arguments} | dict(params or {})
 
-    def register(handler: Handler) -> Handler:
+    def register(handler: H) -> H:
         proxied = template.startswith("/nodes/{node}") if node is None else node
         ROUTER.add(Route(method, template, handler, specs, permission, proxied, tokens, protected, upload))
         return handler
