@@ -1,0 +1,156 @@
+"""One watch: what was, what happens, bookmarks, and the end, as lines of JSON."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import table
+from .cluster import Cluster
+from .schema import Kind
+from .status import expired, too_large_version
+from .store import Change, Stored, encode
+
+Json = dict[str, Any]
+BOOKMARK_SECONDS = 60.0
+BACKLOG = 20_000  # events one slow client may fall behind before it is cut off
+
+
+@dataclass
+class Watcher:
+    """What a client watches, and how it wants to see it."""
+
+    cluster: Cluster
+    kind: Kind
+    namespace: str
+    form: str
+    include: str
+    matches: Callable[[Json], bool]
+    bookmarks: bool
+    queue: deque[Change] = field(default_factory=deque)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    lost: bool = False
+    headed: bool = False
+
+    def listen(self, change: Change) -> None:
+        """Takes a change from the store."""
+        if len(self.queue) >= BACKLOG:
+            self.lost = True
+        elif not self.namespace or change.key[0] == self.namespace:
+            self.queue.append(change)
+        self.wake.set()
+
+    def line(self, kind: str, stored: Stored) -> bytes:
+        """One event."""
+        if not self.form and stored.obj.get("apiVersion") == self.kind.api_version:
+            return b'{"type":"' + kind.encode() + b'","object":' + stored.raw() + b"}\n"
+        obj = self.cluster.view(self.kind, stored.obj)
+        if self.form == "Table":
+            meta = {"resourceVersion": str(stored.rv)}
+            obj = table.table(self.kind, [obj], meta, self.include, self.cluster, head=not self.headed)
+            self.headed = True
+        elif self.form.startswith("PartialObjectMetadata"):
+            obj = table.partial(obj)
+        return encode({"type": kind, "object": obj}) + b"\n"
+
+    def event(self, change: Change) -> bytes:
+        """The event a change is for this watcher: b"" when it concerns nothing it selects."""
+        now = change.type != "DELETED" and self.matches(change.new.obj)
+        before = change.old is not None and self.matches(change.old.obj)
+        if now:
+            return self.line("MODIFIED" if before else "ADDED", change.new)
+        if not before or change.old is None:
+            return b""
+        if change.type == "DELETED":
+            return self.line("DELETED", change.new)
+        meta = change.old.obj["metadata"] | {"resourceVersion": str(change.rv)}
+        return self.line("DELETED", Stored(change.old.obj | {"metadata": meta}, change.rv))
+
+    def bookmark(self, rv: int, *, initial: bool = False) -> bytes:
+        """A BOOKMARK event."""
+        meta: Json = {"resourceVersion": str(rv)}
+        if initial:
+            meta["annotations"] = {"k8s.io/initial-events-end": "true"}
+        obj: Json = {"kind": self.kind.kind, "apiVersion": self.kind.api_version, "metadata": meta}
+        if self.form.startswith("PartialObjectMetadata"):
+            obj = table.partial(obj)
+        elif self.form == "Table":
+            row = {"cells": [], "object": table.partial(obj)}
+            obj = {"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": str(rv)}}
+            obj |= {"columnDefinitions": None, "rows": [row]}
+        return encode({"type": "BOOKMARK", "object": obj}) + b"\n"
+
+
+def failure(error: Any) -> bytes:
+    """An ERROR event in an open stream."""
+    return encode({"type": "ERROR", "object": error.body()}) + b"\n"
+
+
+async def events(watcher: Watcher, version: str, initial: str, timeout: float) -> AsyncIterator[bytes]:
+    """The lines of a watch until its time is over or it has to be restarted."""
+    store, kind = watcher.cluster.store, watcher.kind
+    bucket = store.bucket(kind.bucket)
+    loop = asyncio.get_running_loop()
+    end = loop.time() + timeout
+    number = int(version or 0)
+    bucket.listeners.add(watcher.listen)
+    try:
+        if number > store.rv:
+            await asyncio.sleep(min(timeout, 3.0))
+            if number > store.rv:
+                if timeout > 3.0:
+                    yield failure(too_large_version(number, store.rv))
+                return
+        with_list = initial in ("true", "1") or (number == 0 and initial not in ("false", "0"))
+        if with_list:
+            watcher.queue.clear()
+            rows = [s for _, s in store.scan(kind.bucket, watcher.namespace) if watcher.matches(s.obj)]
+            seen = store.rv
+            yield b"".join(watcher.line("ADDED", stored) for stored in rows)
+            if initial in ("true", "1") and watcher.bookmarks or (watcher.bookmarks and not version and not initial):
+                yield watcher.bookmark(seen, initial=True)
+        else:
+            past = store.since(kind.bucket, number)
+            if past is None or number < store.compacted:
+                text = f"too old resource version: {number} ({max(bucket.forgotten, store.compacted)})"
+                yield failure(expired(text))
+                return
+            watcher.queue.clear()
+            lines = [watcher.event(c) for c in past if not watcher.namespace or c.key[0] == watcher.namespace]
+            seen = store.rv
+            yield b"".join(lines)
+        async for chunk in _live(watcher, seen, end):
+            yield chunk
+    finally:
+        bucket.listeners.discard(watcher.listen)
+
+
+async def _live(watcher: Watcher, seen: int, end: float) -> AsyncIterator[bytes]:
+    loop = asyncio.get_running_loop()
+    marked, told = loop.time(), seen
+    while loop.time() < end:
+        if not watcher.queue:
+            watcher.wake.clear()
+            pause = max(0.0, min(end - loop.time(), BOOKMARK_SECONDS))
+            due = end - 2.0 - loop.time()
+            if watcher.bookmarks and told != watcher.cluster.store.rv and due > 0:
+                pause = min(pause, due)
+            try:
+                await asyncio.wait_for(watcher.wake.wait(), pause)
+            except TimeoutError:
+                if watcher.bookmarks and (loop.time() - marked >= BOOKMARK_SECONDS or told > seen):
+                    yield watcher.bookmark(watcher.cluster.store.rv)
+                    marked, seen, told = loop.time(), told, seen
+        if watcher.lost:
+            return
+        batch = []
+        while watcher.queue and len(batch) < 500:
+            change = watcher.queue.popleft()
+            batch.append(watcher.event(change))
+            told = change.rv
+        chunk = b"".join(batch)
+        if chunk:
+            yield chunk
