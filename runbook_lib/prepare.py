@@ -6,6 +6,7 @@ so preparing twice changes nothing, and preparing again after a kill goes on whe
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -270,9 +271,10 @@ def kept_token(site: Any, component: str, *, root: Path | None = None) -> tuple[
     """(token id, secret) of a token kept under `.secrets/`. Raises SecretError when there is none."""
     from runbook_lib.secrets import resolve
 
-    file = f"file:{secret_file(site, component)}"
-    base = root or _root()
-    return resolve(f"{file}#token_id", base=base), resolve(f"{file}#token_secret", base=base)
+    path = (root or _root()) / secret_file(site, component)
+    secret = resolve(f"file:{path}#token_secret")
+    # The id is no secret: resolved as one, every text that names the user would be redacted.
+    return str(json.loads(path.read_text())["token_id"]), secret
 
 
 # --- pool and storage ------------------------------------------------------------------------------
