@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import lxc as lxc  # registers the containers' endpoints, which no area loads by name
@@ -48,8 +48,11 @@ def broadcast_at(state: PveState) -> float:
     return now - (now % interval) if scale != float("inf") else now
 
 
-def guest_resource(state: PveState, guest: GuestState) -> dict[str, Any]:
-    """A guest's row: what the last broadcast said, which for a guest just made is nothing."""
+def guest_resource(state: PveState, guest: GuestState, *, pools: Collection[str] = ()) -> dict[str, Any]:
+    """A guest's row: what the last broadcast said, which for a guest just made is nothing.
+
+    `pools` are those the caller may audit: of others the row does not speak.
+    """
     moment = broadcast_at(state)
     row: dict[str, Any] = {
         "id": f"{guest.kind}/{guest.vmid}",
@@ -83,7 +86,7 @@ def guest_resource(state: PveState, guest: GuestState) -> dict[str, Any]:
     if guest.lock:
         row["lock"] = guest.lock
     for pool in state.pools.values():
-        if guest.vmid in pool.vms:
+        if guest.vmid in pool.vms and pool.poolid in pools:
             row["pool"] = pool.poolid
     ha = state.areas.get("ha", {}).get("resources", {}).get(f"{'vm' if guest.kind == 'qemu' else 'ct'}:{guest.vmid}")
     if ha:
@@ -143,8 +146,9 @@ def resources(call: Call) -> list[dict[str, Any]]:
             if call.allowed(f"/pool/{pool.poolid}", "Pool.Audit")
         ]
     if kind in (None, "vm"):
+        pools = {name for name in state.pools if call.allowed(f"/pool/{name}", "Pool.Audit")}
         rows += [
-            guest_resource(state, guest)
+            guest_resource(state, guest, pools=pools)
             for guest in state.guests.values()
             if call.allowed(f"/vms/{guest.vmid}", "VM.Audit")
         ]

@@ -62,7 +62,7 @@ def container_index(call: Call) -> list[dict[str, str]]:
     """The names below one container."""
     this(call, "lxc")
     words = "config pending status vncproxy termproxy migrate clone rrd rrddata firewall snapshot resize interfaces"
-    return [{"subdir": word} for word in words.split()]  # noqa: SIM905
+    return [{"subdir": word} for word in words.split()]
 
 
 @route("GET", "/nodes/{node}/lxc/{vmid}/config", permission=AUDIT)

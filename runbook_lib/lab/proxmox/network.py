@@ -101,7 +101,9 @@ def set_options(row: dict[str, Any], options: Mapping[str, Any]) -> None:
             continue
         if key in ("mtu", "bond-primary", "ovs_tag", "vlan-id"):
             row[key] = str(value)
-        elif key in ("autostart", "bridge_vlan_aware", "active"):
+        elif key == "active":
+            row[key] = int(value)
+        elif key in ("autostart", "bridge_vlan_aware"):
             if value:
                 row[key] = 1
             else:
@@ -199,11 +201,16 @@ def rows_of(network: NetworkState) -> list[dict[str, Any]]:
     """All interfaces with what is in force marked active."""
     rows = []
     for iface, row in network.effective.items():
-        shown = {"iface": iface, **row}
-        if iface in network.current and row.get("active", 1):
-            shown["active"] = 1
-        rows.append(shown)
+        rows.append({"iface": iface, **with_activity(network, iface, row)})
     return rows
+
+
+def with_activity(network: NetworkState, iface: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with `active` where the interface is in force and up."""
+    shown = {key: value for key, value in row.items() if key != "active"}
+    if network.current.get(iface, {"active": 0}).get("active", 1):
+        shown["active"] = 1
+    return shown
 
 
 # --- endpoints ------------------------------------------------------------------------------------
@@ -278,10 +285,7 @@ def find(call: Call, network: NetworkState) -> dict[str, Any]:
 def get_interface(call: Call) -> dict[str, Any]:
     """One interface."""
     network = this(call)
-    row = dict(find(call, network))
-    if call.params["iface"] in network.current and row.get("active", 1):
-        row["active"] = 1
-    return row
+    return with_activity(network, call.params["iface"], find(call, network))
 
 
 def check_interface(network: NetworkState, iface: str, params: Mapping[str, Any]) -> None:

@@ -104,7 +104,9 @@ def list_tasks(call: Call) -> list[dict[str, Any]]:
     source = params.get("source", "archive")
     kinds = {kind.lower() for kind in split_list(params.get("statusfilter", ""))}
     rows = []
-    for task in reversed(list(call.state.tasks)):
+    # the archive is written as tasks end
+    ended = sorted(call.state.tasks, key=lambda task: task.endtime or 2**40)
+    for task in reversed(ended):
         if task.node != call.node or not may_see(call, task):
             continue
         if (task.running and source == "archive") or (not task.running and source == "active"):
@@ -223,7 +225,7 @@ def cluster_tasks(call: Call) -> list[dict[str, Any]]:
             "user": task.user,
         }
         if task.running:
-            row["saved"] = "0"
+            row |= {"saved": "0", "pid": task.pid}
         else:
             row |= {"saved": "1", "endtime": task.endtime, "status": task.exitstatus}
         rows.append(row)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import itertools
 import re
 import urllib.parse
 from typing import TYPE_CHECKING, Any
@@ -38,31 +37,51 @@ OS = {
     "machine": "x86_64",
 }
 COMMANDS = [
-    "guest-exec",
-    "guest-exec-status",
-    "guest-file-close",
-    "guest-file-open",
-    "guest-file-read",
-    "guest-file-write",
-    "guest-fsfreeze-freeze",
-    "guest-fsfreeze-status",
-    "guest-fsfreeze-thaw",
-    "guest-fstrim",
-    "guest-get-fsinfo",
-    "guest-get-host-name",
-    "guest-get-osinfo",
-    "guest-get-time",
-    "guest-get-timezone",
-    "guest-get-users",
-    "guest-get-vcpus",
-    "guest-info",
-    "guest-network-get-interfaces",
-    "guest-ping",
-    "guest-set-user-password",
-    "guest-shutdown",
-    "guest-sync",
+    "get-cpustats",
+    "get-diskstats",
+    "ssh-remove-authorized-keys",
+    "ssh-add-authorized-keys",
+    "ssh-get-authorized-keys",
+    "get-devices",
+    "get-osinfo",
+    "get-timezone",
+    "get-users",
+    "get-host-name",
+    "exec",
+    "exec-status",
+    "get-memory-block-info",
+    "set-memory-blocks",
+    "get-memory-blocks",
+    "set-user-password",
+    "get-fsinfo",
+    "get-disks",
+    "set-vcpus",
+    "get-vcpus",
+    "network-get-interfaces",
+    "suspend-hybrid",
+    "suspend-ram",
+    "suspend-disk",
+    "fstrim",
+    "fsfreeze-thaw",
+    "fsfreeze-freeze-list",
+    "fsfreeze-freeze",
+    "fsfreeze-status",
+    "file-flush",
+    "file-seek",
+    "file-write",
+    "file-read",
+    "file-close",
+    "file-open",
+    "shutdown",
+    "info",
+    "set-time",
+    "get-time",
+    "ping",
+    "sync",
+    "sync-delimited",
 ]
-_PIDS = itertools.count(700)
+SILENT = ("suspend-hybrid", "suspend-ram", "suspend-disk", "shutdown")
+"""Commands that answer nothing when they succeed."""
 
 
 def answering(call: Call) -> GuestState:
@@ -247,7 +266,10 @@ def told(call: Call, what: str) -> Any:
     if what == "get-memory-blocks":
         return []
     if what == "info":
-        commands = [{"name": name, "enabled": True, "success-response": True} for name in COMMANDS]
+        commands = [
+            {"name": f"guest-{name}", "enabled": name != "get-devices", "success-response": name not in SILENT}
+            for name in COMMANDS
+        ]
         return {"version": "7.2.22", "supported_commands": commands}
     if what == "fsfreeze-status":
         return "thawed"
@@ -302,7 +324,7 @@ def execute(call: Call) -> dict[str, int]:
     guest = answering(call)
     command = [str(word) for word in call.params["command"]]
     result = run(call, guest, command, call.params.get("input-data", ""))
-    pid = next(_PIDS)
+    pid, guest.next_process = guest.next_process, guest.next_process + 1
     guest.processes[pid] = result
     return {"pid": pid}
 

@@ -210,10 +210,10 @@ async def copy_drive(
         task.log(f"create full clone of drive {key} ({volid})")
         cloud_init = is_cloud_init(options)
         extension = f".{fmt}" if goal.file_based else ""
-        name = f"vm-{guest.vmid}-cloudinit{extension}" if cloud_init else None
+        own_name = f"vm-{guest.vmid}-cloudinit{extension}" if cloud_init else None
         if volume.used > 0:
             require_room(state, goal, guest.node, volume.used)
-        made = allocate(state, guest.node, goal, guest.vmid, volume.size, fmt=fmt, name=name)
+        made = allocate(state, guest.node, goal, guest.vmid, volume.size, fmt=fmt, name=own_name)
         task.log(creation_log(goal, made))
         if not cloud_init:
             await copy_progress(task, volume.size)

@@ -288,7 +288,7 @@ def status_row(state: PveState, guest: GuestState) -> dict[str, Any]:
         "uptime": guest.uptime(moment),
     }
     if guest.running:
-        row |= {"pid": guest.pid, "diskread": counters["diskread"], "diskwrite": counters["diskwrite"]}
+        row["pid"] = guest.pid
     if guest.template:
         row["template"] = 1
     if guest.tags:
@@ -370,8 +370,6 @@ def current_status(call: Call) -> dict[str, Any]:
         row["nics"] = {
             f"tap{guest.vmid}i{key[3:]}": {"netin": row["netin"], "netout": row["netout"]} for key in guest.nets()
         }
-        row["running-qemu"] = QEMU[call.flavour]
-        row["running-machine"] = f"pc-i440fx-{QEMU[call.flavour].rsplit('.', 1)[0]}+pve0"
     return row
 
 
@@ -489,9 +487,9 @@ def create_vm(call: Call) -> str:
         guest.config = config
         join_pool(state, vmid, pool)
         if start:
-            from .power import boot  # power.py needs this module
+            from .power import boot as power_up  # power.py needs this module
 
-            await boot(state, guest, task)
+            await power_up(state, guest, task)
 
     return call.task("qmcreate", vmid, work)
 
@@ -670,6 +668,8 @@ class Edit:
             for unused in [k for k, v in guest.config.items() if k.startswith("unused") and v == volid]:
                 del guest.config[unused]
             guest.config[key] = text
+            if task is not None and str(value).partition(",")[0].endswith(":cloudinit"):
+                task.log("generating cloud-init ISO")
             return
         if re.fullmatch(r"net\d+", key):
             net = parse_net(str(value))

@@ -135,7 +135,9 @@ async def create_drive(
         volume = allocate(state, guest.node, storage, guest.vmid, CLOUD_INIT_SIZE, fmt=fmt, name=name)
         made.append(volume.volid)
         say(creation_log(storage, volume))
-        return print_options({**options, "file": volume.volid, "media": "cdrom"})
+        text = print_options({**options, "file": volume.volid, "media": "cdrom"})
+        say(f"{key}: successfully created disk '{text}'")
+        return text
     if match := NEW_DISK.match(volid):
         storage = require_active(state, match[1], guest.node)
         fmt = options.pop("format", "raw")
@@ -225,7 +227,8 @@ def add_unused(config: dict[str, Any], volid: str) -> str:
 
 def default_boot(config: Mapping[str, Any]) -> str | None:
     """The boot order of a new VM: its first disk, its CD-ROMs, its network devices."""
-    disks, cdroms = [], []
+    disks: list[str] = []
+    cdroms: list[str] = []
     for key, options in drives(config):
         if key in ("efidisk0", "tpmstate0") or is_cloud_init(options):
             continue

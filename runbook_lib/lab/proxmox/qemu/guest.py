@@ -65,6 +65,7 @@ class GuestState:
     os: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     processes: dict[int, dict[str, Any]] = field(default_factory=dict)
+    next_process: int = 700
 
     @property
     def name(self) -> str:

@@ -6,10 +6,10 @@ import copy
 from typing import Any
 
 from ..routing import Boolean, Call, PveError, String, perm, route
-from ..storage import MIB, allocate, creation_log, remove_volume, require_active
+from ..storage import MIB, allocate, creation_log, human, remove_volume, require_active
 from ..worker import TaskContext, TaskError
 from .config import has_feature, snapshot_config
-from .drives import drives, is_cdrom
+from .drives import drives, is_cdrom, is_cloud_init
 from .guest import Snapshot, agent_answers, check_lock, digest, find_guest, merged, power_off, power_on, this
 from .power import found
 
@@ -79,7 +79,7 @@ def take_snapshot(call: Call) -> str:
             task.log(creation_log(storage, volume))
             task.log(f"saving VM state and RAM using storage '{storage.storage}'")
             await task.sleep(1 + volume.used / (500 * MIB))
-            task.log("completed saving the VM state in 1s, saved 1.93 MiB")
+            task.log(f"completed saving the VM state in 1s, saved {human(volume.used)}")
             config["vmstate"] = volume.volid
         for key, options in drives(guest.config):
             if not is_cdrom(options) and ":" in options.get("file", ""):
@@ -162,6 +162,8 @@ def rollback(call: Call) -> str:
         guest.config = {key: copy.copy(value) for key, value in snapshot.config.items() if key != "vmstate"}
         guest.parent = name
         if snapshot.vmstate or start:
+            if any(is_cloud_init(options) for _, options in drives(guest.config)):
+                task.log("generating cloud-init ISO")
             power_on(state, guest)
 
     return call.task("qmrollback", call.params["vmid"], work)
