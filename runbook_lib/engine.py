@@ -64,6 +64,7 @@ class KernelHold:
         self._lock = threading.Lock()
         self._process: Any = None
         self.pid: int | None = None
+        self.stopping = False
 
     def take(self, process: Any) -> None:
         """Hold this process from now on."""
@@ -71,11 +72,13 @@ class KernelHold:
             self._process, self.pid = process, process.pid
 
     def interrupt(self) -> None:
-        """KeyboardInterrupt in the running cell."""
+        """KeyboardInterrupt in the running cell, and no further cell."""
+        self.stopping = True
         self._signal(signal.SIGINT)
 
     def kill(self) -> None:
         """End the kernel and everything it started."""
+        self.stopping = True
         self._signal(signal.SIGKILL)
 
     def _signal(self, signum: int) -> None:

@@ -318,16 +318,21 @@ def become_kernel(request: Mapping[str, Any]) -> None:
     os.chdir(request["cwd"])
     _redirect(request["log"])
     _reseed()
-    sys.argv = ["ipykernel_launcher", *request["argv"]]
+    run_kernel(request["argv"], parent=server)
+
+
+def run_kernel(argv: Sequence[str], *, parent: int) -> None:
+    """Be a kernel until it is shut down; the poller ends it when `parent` is gone."""
+    sys.argv = ["ipykernel_launcher", *argv]
     from ipykernel.kernelapp import IPKernelApp
 
     # The trait's default was read from the environment when the module was loaded, in the server.
-    app = IPKernelApp.instance(parent_handle=server)
-    app.initialize(list(request["argv"]))
+    app = IPKernelApp.instance(parent_handle=parent)
+    app.initialize(list(argv))
     if "matplotlib.pyplot" in sys.modules and app.shell is not None:
         app.shell.enable_matplotlib("inline")
     app.start()
-    # The control thread flushes the outputs after a shutdown request; if we end the output thread first, it waits
+    # The control thread flushes the outputs after a shutdown request; when the output thread ends first, it waits
     # ten seconds for it (ipykernel's flush timeout).
     app.control_thread.join(5)
 
@@ -350,7 +355,10 @@ def _reseed() -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve until the runner closes the socket."""
+    """Serve until the runner closes the socket; with `--kernel` be a single fresh kernel instead."""
+    if arguments[0] == "--kernel":
+        run_kernel(arguments[1:], parent=os.getppid())
+        return
     connection = socket.socket(fileno=int(arguments[0]))
     connection.set_inheritable(False)
     preload(arguments[1:])

@@ -119,6 +119,10 @@ def _join_streams(cell: NotebookNode) -> None:
         cell.outputs = joined
 
 
+class NotebookInterrupted(RuntimeError):
+    """The runner was told to stop while no cell was running."""
+
+
 class ForkedKernels(LocalProvisioner):
     """jupyter_client's local provisioner, but the process comes from the fork server."""
 
@@ -126,8 +130,8 @@ class ForkedKernels(LocalProvisioner):
     log_path: str = ""
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
-        """Ask the server for a kernel; the arguments are those after `-m ipykernel_launcher`."""
-        arguments = cmd[cmd.index("ipykernel_launcher") + 1 :]
+        """Ask the server for a kernel; the arguments are those after `--kernel`."""
+        arguments = cmd[cmd.index("--kernel") + 1 :]
         process: Any = await asyncio.to_thread(
             self.server.fork, arguments, env=kwargs["env"], cwd=str(kwargs["cwd"]), log_path=self.log_path
         )
@@ -153,7 +157,7 @@ class RunbookClient(PapermillNotebookClient):
             shutdown_wait_time=SHUTDOWN_SECONDS,
         )
         km._kernel_spec = KernelSpec(
-            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            argv=[sys.executable, "-P", "-m", "runbook_lib.forkserver", "--kernel", "-f", "{connection_file}"],
             display_name="Python 3",
             language="python",
         )
@@ -200,6 +204,8 @@ class RunbookClient(PapermillNotebookClient):
         """As papermill does it, and each cell's beginning is told."""
         total = len(self.nb.cells)
         for index, cell in enumerate(self.nb.cells):
+            if self._options.hold.stopping:
+                raise NotebookInterrupted("interrupted between cells")
             if cell.cell_type == "code":
                 self._options.on_cell(index, total)
             try:
@@ -217,6 +223,8 @@ class RunbookClient(PapermillNotebookClient):
 
     def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> Any:
         """papermill's handling; findings are told as they come."""
+        if msg["msg_type"] == "execute_input" and self._options.hold.stopping:
+            self._options.hold.interrupt()  # a kernel ignores an interrupt that comes between two cells
         if msg["msg_type"] in {"display_data", "execute_result"}:
             payload = msg["content"].get("data", {}).get(FINDING_MIMETYPE)
             if payload is not None:
