@@ -205,6 +205,8 @@ class Step:
             known = tuple(unchanged) or tuple(getattr(changes, "unchanged", ()))
             planned = Plan(self._declared.name, tuple(changes), self.run, known)
         self._display(_plan_bundle(planned))
+        for problem in getattr(changes, "problems", ()):
+            self._display(shown.sentence(f"In the way: {problem}", css="rb-note rb-fail"))
         return planned
 
     def apply(self, plan: Plan | Iterable[Change], *, approved: str = "") -> Applied:
