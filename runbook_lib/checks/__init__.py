@@ -24,6 +24,11 @@ class CheckInfo:
     summary: str  # the docstring's first line
     thresholds: Mapping[str, Any]
 
+    @property
+    def area(self) -> str:
+        """The part of the id before the dot: the module that holds the check."""
+        return self.id.partition(".")[0]
+
 
 _catalogue: dict[str, CheckInfo] = {}
 
