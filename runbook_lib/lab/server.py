@@ -30,6 +30,7 @@ from . import scenario as scenarios
 from .clock import Clock
 from .control import socket_path
 from .faults import Faults, fault_from
+from .platform import NAMES, Platform, build, kubeconfig
 from .proxmox.permissions import Token, hash_password
 from .proxmox.server import create_app as create_proxmox
 from .proxmox.state import PveState
@@ -41,7 +42,6 @@ ROOT = "root@pam"
 TOKEN = "rehearsal"
 GRACE_SECONDS = 0.2
 LOOK_SECONDS = 2.0
-KUBERNETES_NAMES = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", "lab")
 
 
 class Site:
@@ -88,8 +88,7 @@ class Lab:
         self.proxmox_site = _site(proxmox_port)
         self.kubernetes_site = _site(kubernetes_port)
         self.state: PveState | None = None
-        self._cluster: Any = None
-        self._controllers: Any = None
+        self._platform: Platform | None = None
         self._changing = asyncio.Lock()
 
     async def load(self, name: str | None = None) -> None:
@@ -98,10 +97,16 @@ class Lab:
             wanted = scenarios.load(name) if name else scenarios.load(self.scenario.name)
             rules = [fault_from(entry) for entry in wanted.faults]
             state = PveState.from_scenario(wanted.proxmox, clock=self.clock, spool=self.folder / "spool")
+            platform = build(
+                wanted.kubernetes,
+                clock=self.clock,
+                admin_token=self.secrets["kubernetes_token"],
+                ca_pem=self.ca.cert_pem.bytes().decode(),
+            )
             await self._stop()
             self.scenario, self.faults = wanted, Faults(self.clock, rules)
             await self._serve_proxmox(state)
-            await self._serve_kubernetes()
+            await self._serve_kubernetes(platform)
             self._write()
 
     async def _serve_proxmox(self, state: PveState) -> None:
@@ -113,16 +118,23 @@ class Lab:
         self.state = state
         await self.proxmox_site.serve(create_proxmox(state, [self.faults.middleware("proxmox")]), context)
 
-    async def _serve_kubernetes(self) -> None:
-        context, _ = server_certificate(self.ca, KUBERNETES_NAMES)
-        try:
-            from .kubernetes import server as api
-        except ImportError:
-            return
+    async def _serve_kubernetes(self, platform: Platform) -> None:
+        settings = dict(self.scenario.kubernetes.get("tls") or {})
+        names = settings.pop("names", None) or NAMES
+        context, _ = server_certificate(self.ca, names, **settings)
+        # A client certificate of the lab's authority names its user, as with any API server.
+        context.verify_mode = ssl.CERT_OPTIONAL
+        self.ca.configure_trust(context)
+        self._platform = platform
+        platform.app.middlewares.insert(0, self.faults.middleware("kubernetes"))
+        await self.kubernetes_site.serve(platform.app, context)
+        await platform.start(self.kubernetes_site.url, str(self.folder / "ca.pem"), self.clock)
 
     async def _stop(self) -> None:
         if self.state is not None:
             await self.state.tasks.cancel()
+        if self._platform is not None:
+            await self._platform.stop()
 
     async def close(self) -> None:
         """End both APIs and everything that runs behind them."""
@@ -133,6 +145,10 @@ class Lab:
     # ------------------------------------------------------------------------------------- files
 
     def _write(self) -> None:
+        config = kubeconfig(
+            self.kubernetes_site.url, self.ca.cert_pem.bytes().decode(), self.secrets["kubernetes_token"]
+        )
+        write_private(self.folder / "kubeconfig", config)
         write_private(
             self.folder / "state.json",
             json.dumps(self.status(), indent=1, sort_keys=True) + "\n",

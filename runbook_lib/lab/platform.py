@@ -1,0 +1,83 @@
+"""The Kubernetes half of the lab: a seeded cluster, its API, and the controllers that live in it."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from aiohttp import web
+
+from .clock import Clock
+from .kubernetes import seeds
+from .kubernetes.cluster import Cluster, User
+from .kubernetes.controllers import Handles, start_all
+from .kubernetes.server import create_app
+
+NAMES = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "lab")
+"""What the API server's certificate is valid for, beside loopback."""
+
+MASTERS = ("system:masters", "system:authenticated")
+
+
+@dataclass
+class Platform:
+    """One cluster with its application; `controllers` is None until they were started."""
+
+    cluster: Cluster
+    app: web.Application
+    section: Mapping[str, Any]
+    token: str
+    controllers: Handles | None = None
+
+    async def start(self, url: str, ca_file: str, clock: Clock) -> None:
+        """Start the controllers against the API, which answers by now. A cluster without nodes has none."""
+        if not self.section.get("nodes"):
+            return
+        self.controllers = await start_all(url, self.token, ca_file, clock, self.section)
+        self.cluster.pod_log = self.controllers.kubelets.pod_log
+        self.cluster.pod_exec = self.controllers.kubelets.pod_exec
+
+    async def stop(self) -> None:
+        """End the controllers."""
+        if self.controllers is not None:
+            await self.controllers.stop()
+            self.controllers = None
+
+
+def build(section: Mapping[str, Any], *, clock: Clock, admin_token: str, ca_pem: str) -> Platform:
+    """The cluster that the `kubernetes:` section of a scenario describes, not yet served.
+
+    Without nodes it is a bare API server: namespaces, RBAC defaults and nothing else.
+    """
+    flavour = str(section.get("flavour", "cozystack-1.6"))
+    if flavour not in seeds.FLAVOURS:
+        raise ValueError(f"no such Kubernetes flavour: {flavour}; known are {', '.join(seeds.FLAVOURS)}")
+    version = seeds.kubernetes_version(section)
+    cluster = Cluster(clock, version=version)
+    cluster.ca_pem = ca_pem
+    if section.get("nodes"):
+        cluster.load(seeds.cozystack(section, now=clock.now()))
+    inner = secrets.token_urlsafe(24)
+    cluster.tokens[admin_token] = User("lab-admin", MASTERS)
+    cluster.tokens[inner] = User("system:kube-controller-manager", MASTERS)
+    return Platform(cluster, create_app(cluster), section, inner)
+
+
+def kubeconfig(url: str, ca_pem: str, token: str) -> str:
+    """The text of a kubeconfig that holds all it needs."""
+    authority = base64.b64encode(ca_pem.encode()).decode()
+    return yaml.safe_dump(
+        {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "lab",
+            "clusters": [{"name": "lab", "cluster": {"server": url, "certificate-authority-data": authority}}],
+            "users": [{"name": "lab-admin", "user": {"token": token}}],
+            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab-admin"}}],
+        },
+        sort_keys=False,
+    )
