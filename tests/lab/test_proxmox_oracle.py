@@ -20,7 +20,6 @@ from yarl import URL
 from runbook_lib.lab import scenario
 from runbook_lib.lab.clock import Clock
 from runbook_lib.lab.proxmox.permissions import builtin_roles, hash_password
-from runbook_lib.lab.proxmox.qemu import GuestState
 from runbook_lib.lab.proxmox.server import create_app
 from runbook_lib.lab.proxmox.state import PveState
 
@@ -46,7 +45,19 @@ AGENT_VM = {
     "net0": "virtio,bridge=vmbr0",
     "ostype": "l26",
     "serial0": "socket",
+    "ipconfig0": "ip=10.9.0.5/24,gw=10.9.0.1",
 }
+AGENT_OS = {
+    "id": "pvelab",
+    "name": "PveLabLinux",
+    "pretty-name": "PVE Lab Linux 1",
+    "version": "1",
+    "version-id": "1",
+    "kernel-release": "6.1.0-56-cloud-amd64",
+    "kernel-version": "#1 SMP PREEMPT_DYNAMIC Debian 6.1.192-2 (2026-11-16)",
+}
+"""The VM whose agent was recorded, and what its image held."""
+
 LEFT_OUT: dict[str, list[tuple[str, str, dict[str, str]]]] = {
     "60 vm-unknown-status": [("DELETE", "/nodes/pve1/qemu/191", {})],
     "231 delete": [("PUT", "/nodes/pve1/qemu/101/config", {"protection": "0"})],
@@ -57,28 +68,6 @@ LEFT_OUT: dict[str, list[tuple[str, str, dict[str, str]]]] = {
     ],
 }
 """Calls the recordings lack, by the one before which they belong: later answers show that they were made."""
-
-AGENT_GUEST = {
-    "name": "agentvm",
-    "memory": "256",
-    "agent": "1",
-    "serial0": "socket",
-    "scsi0": "local:400/vm-400-disk-0.qcow2,size=1G",
-    "net0": "virtio=BC:24:11:96:3B:9D,bridge=vmbr0",
-    "ipconfig0": "ip=10.9.0.5/24,gw=10.9.0.1",
-    "boot": "order=scsi0",
-}
-"""The VM with a guest agent: it was made by hand, before the recording of its calls began."""
-
-AGENT_OS = {
-    "id": "pvelab",
-    "name": "PveLabLinux",
-    "pretty-name": "PVE Lab Linux 1",
-    "version": "1",
-    "version-id": "1",
-    "kernel-release": "6.1.0-56-cloud-amd64",
-    "kernel-version": "#1 SMP PREEMPT_DYNAMIC Debian 6.1.192-2 (2026-11-16)",
-}
 
 PASSWORDS = {"root@pam": "rootpass1", "alice@pve": "alicepw12"}
 
@@ -316,13 +305,6 @@ def _identity(row: Any) -> str:
     return str(row)
 
 
-def guest_with_agent(state: PveState) -> GuestState:
-    """A VM that has been up for long enough to have its agent answer."""
-    guest = GuestState(400, "pve1", config=dict(AGENT_GUEST), os=AGENT_OS, running=True, pid=913, next_process=123)
-    guest.started, guest.started_lab = state.clock.now() - 600, state.clock.elapsed() - 600
-    return guest
-
-
 async def replay(calls: list[dict[str, Any]], spool: Path) -> Replay:
     """What became of each call, by `n name`."""
     state = PveState.from_scenario(scenario.load("fresh-node").proxmox, clock=Clock(float("inf")), spool=spool)
@@ -340,11 +322,9 @@ async def replay(calls: list[dict[str, Any]], spool: Path) -> Replay:
                 await state.tasks.idle()
                 if missing[2] is AGENT_VM:
                     # its image held a system with a running agent
-                    state.guests[400].bootable = True
+                    state.guests[400].bootable, state.guests[400].os = True, AGENT_OS
             if label == "421 agent-ping":
                 state.clock.advance(60)
-            if call["name"] == "agent-ping":
-                state.guests[400] = guest_with_agent(state)
             answer = await driver.send(call)
             await state.tasks.idle()
             ours = json.loads(answer[2]) if answer[2].startswith(b"{") else None
