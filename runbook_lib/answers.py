@@ -96,17 +96,17 @@ def _said(system: str, status: int, reason: str, body: str | bytes) -> tuple[str
     data = _json(text)
     message = str(data.get("message") or "").strip()
     fields = data.get("errors")
-    named = {str(key): _line(str(value)) for key, value in fields.items()} if isinstance(fields, Mapping) else {}
+    named = {str(key): one_line(str(value)) for key, value in fields.items()} if isinstance(fields, Mapping) else {}
     if system == "kubernetes":
         details = data.get("details")
         causes = details.get("causes") if isinstance(details, Mapping) else None
         named = {
-            str(cause.get("field") or "object"): _line(str(cause.get("message", "")))
+            str(cause.get("field") or "object"): one_line(str(cause.get("message", "")))
             for cause in causes or ()
             if isinstance(cause, Mapping)
         }
     # PVE ≤ 7 sends no message in JSON; the reason phrase is its first line
-    line = _line(message or reason or _standard_phrase(status))
+    line = one_line(message or reason or _standard_phrase(status))
     if system == "proxmox" and named:
         line += " " + ", ".join(f"{key}: {value}" for key, value in sorted(named.items()))
     return line, named
@@ -120,7 +120,7 @@ def _json(text: str) -> Mapping[str, object]:
     return data if isinstance(data, Mapping) else {}
 
 
-def _line(text: str, longest: int = 400) -> str:
+def one_line(text: str, longest: int = 400) -> str:
     """`text` in one redacted line without control characters."""
     flat = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", redact(text)).split())
     return flat if len(flat) <= longest else flat[: longest - 1] + "…"
@@ -178,6 +178,14 @@ def _pve_permission_hint(said: str) -> str:
 
 # --- no answer at all --------------------------------------------------------------------------------------------
 
+
+class Dripping(u3.HTTPError):
+    """The answer came so slowly that its end was not awaited."""
+
+    def __init__(self) -> None:
+        super().__init__("the answer dripped")
+
+
 _DISCONNECTED = "the connection was closed before the whole answer came"
 
 
@@ -195,19 +203,24 @@ def transport_error(
         kind, came, hint = errors.TlsError, *_tls_words(system, where, error)
         asked = f"{system_name(system)} at {where} was not trusted for {method} {shown}"
     elif isinstance(error, u3.ProxyError):
-        came, hint = f"the proxy gave no connection: {_line(str(error.original_error))}", "see HTTPS_PROXY and NO_PROXY"
+        came, hint = (
+            f"the proxy gave no connection: {one_line(str(error.original_error))}",
+            "see HTTPS_PROXY and NO_PROXY",
+        )
     elif isinstance(error, u3.NameResolutionError):
         came, hint = "the name does not resolve", "check the url's host, and DNS"
     elif isinstance(error, u3.ConnectTimeoutError) and not isinstance(error, u3.NewConnectionError):
         came, hint = f"no connection within {timeout:g} s", "is a firewall or a missing route between here and there?"
     elif isinstance(error, u3.NewConnectionError):
         came, hint = _connect_words(error), "is the service running and the port right (PVE 8006, Kubernetes 6443)?"
+    elif isinstance(error, Dripping):
+        came, hint = "the answer came so slowly that its end was not awaited", "look at the server's load and the link"
     elif isinstance(error, u3.TimeoutError):
         came, hint = f"nothing came for {timeout:g} s", "raise timeout_seconds if this server is known to be slow"
     elif isinstance(error, u3.DecodeError | u3.InvalidHeader | u3.LocationValueError):
         kind, came, hint = (
             errors.BadAnswer,
-            f"the answer cannot be read: {_line(str(error), 160)}",
+            f"the answer cannot be read: {one_line(str(error), 160)}",
             "is a proxy in between?",
         )
     else:
@@ -246,7 +259,7 @@ def _tls_words(system: str, where: str, error: Exception) -> tuple[str, str]:
             return came, hint
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return "its certificate is signed by an authority that is not trusted here", _trust_hint(system, where)
-    return f"the TLS handshake failed: {_line(text, 200)}", "check url, ca_file and fingerprint in the parameters"
+    return f"the TLS handshake failed: {one_line(text, 200)}", "check url, ca_file and fingerprint in the parameters"
 
 
 def _trust_hint(system: str, where: str) -> str:
@@ -276,4 +289,4 @@ def _connect_words(error: Exception) -> str:
         return "the connection was refused"
     if "unreachable" in text or "No route" in text:
         return "the network has no route to it"
-    return f"no connection: {_line(text.rpartition(': ')[2], 160)}"
+    return f"no connection: {one_line(text.rpartition(': ')[2], 160)}"

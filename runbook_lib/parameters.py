@@ -83,10 +83,8 @@ def project_root() -> Path:
         if not _is_root(root):
             raise ParameterError("RUNBOOK_HOME", f"{named} has no notebooks/ and {FOLDER}/", "unset it, or correct it")
         return root
-    here = Path.cwd().resolve()
-    return next(
-        (folder for folder in (here, *here.parents) if _is_root(folder)), Path(__file__).resolve().parent.parent
-    )
+    here, library = Path.cwd().resolve(), Path(__file__).resolve().parent.parent
+    return next((folder for folder in (here, *here.parents) if _is_root(folder)), library)
 
 
 def _is_root(folder: Path) -> bool:
@@ -105,8 +103,9 @@ def site_names(root: Path | None = None) -> list[str]:
 def load_site(name_or_path: str | Path, *, root: Path | None = None, start_lab: bool = True) -> Site:
     """The Site of parameters/<name>.yaml, or of a path to such a file.
 
-    Paths within it start at the file's folder and come back absolute. For an emulated site the lab is started where
-    it is not up, and its endpoints are filled in; `start_lab=False` leaves them empty.
+    Paths within it start at the project's root (of a file elsewhere: at its folder) and come back absolute.
+    For an emulated site the lab is started where it is not up, and its endpoints are filled in; `start_lab=False`
+    leaves them empty.
     Raises ParameterError with one line that names file, key, what was expected and the nearest valid name.
     """
     home = (root or project_root()).resolve()
@@ -175,7 +174,7 @@ def _validated(data: dict[str, Any], path: Path, home: Path) -> Site:
         raise _as_parameter_error(error, _shown_file(path, home)) from None
     except ValueError as error:  # a lone surrogate
         raise ParameterError(_shown_file(path, home), "it holds text that is not Unicode") from error
-    return _with_absolute_paths(site, path.resolve().parent)
+    return _with_absolute_paths(site, home if path.resolve().is_relative_to(home) else path.resolve().parent)
 
 
 def _with_absolute_paths(site: Site, base: Path) -> Site:

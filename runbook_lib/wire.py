@@ -32,7 +32,7 @@ from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from runbook_lib.answers import error_for, shown_path, system_name, transport_error
+from runbook_lib.answers import Dripping, error_for, one_line, shown_path, system_name, transport_error
 from runbook_lib.errors import BadAnswer, ParameterError, ReadOnly, Refused
 from runbook_lib.model import now
 from runbook_lib.secrets import redact
@@ -48,7 +48,6 @@ _RETRIED_ONCE = frozenset({595, 596, 599})  # pveproxy could not reach the node
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LARGEST_BODY = 256 * 1024 * 1024
 
-_change: ContextVar[str] = ContextVar("change", default="")
 _streaming: ContextVar[bool] = ContextVar("streaming", default=False)
 
 
@@ -145,6 +144,7 @@ class Wire:
         self._observers = list(observers)
         self._clock, self._sleep, self._jitter = clock, sleep, jitter
         self._lock = threading.Lock()
+        self._change: ContextVar[str] = ContextVar("change", default="")
 
     def observe(self, callback: Observer) -> None:
         """None; from now on `callback` hears of every exchange, right after it and in the thread that made it."""
@@ -152,18 +152,18 @@ class Wire:
 
     @contextmanager
     def permit(self, change_id: str) -> Iterator[None]:
-        """A context in which this thread may mutate; `change_id` is written on every exchange."""
+        """A context in which this thread may mutate through this wire; `change_id` is written on every exchange."""
         if not change_id:
             raise ValueError("a permit names its change")
-        token = _change.set(change_id)
+        token = self._change.set(change_id)
         try:
             yield
         finally:
-            _change.reset(token)
+            self._change.reset(token)
 
     def guard(self, method: str, path: str) -> None:
         """None, when `method path` may be sent now. Raises ReadOnly for a mutation outside `permit`."""
-        if mutates(self.system, method, path) and not _change.get():
+        if mutates(self.system, method, path) and not self._change.get():
             raise ReadOnly(
                 f"{method} {shown_path(self.system, path)} on {system_name(self.system)} was not sent",
                 "it changes something and belongs to no approved plan",
@@ -244,7 +244,7 @@ class Wire:
         self, method: str, path: str, where: str, response: urllib3.BaseHTTPResponse
     ) -> urllib3.BaseHTTPResponse:
         if response.status in _REDIRECTS:
-            target = redact(response.headers.get("Location", "nowhere")).partition("?")[0]
+            target = one_line(response.headers.get("Location", "nowhere").partition("?")[0], 160)
             raise Refused(
                 f"{system_name(self.system)} at {where} sent {method} {shown_path(self.system, path)} elsewhere",
                 f"a redirect ({response.status}) to {target}, which is not followed",
@@ -289,7 +289,16 @@ class Wire:
         seconds = self._clock() - at
         shown = shown_path(self.system, path)
         exchange = Exchange(
-            self.system, method, shown, status, redact(reason), seconds, attempt, started, redact(error), _change.get()
+            self.system,
+            method,
+            shown,
+            status,
+            redact(reason),
+            seconds,
+            attempt,
+            started,
+            redact(error),
+            self._change.get(),
         )
         with self._lock:
             self.count += 1
@@ -364,7 +373,7 @@ def _read_whole(response: urllib3.BaseHTTPResponse, late: Callable[[], bool]) ->
         while chunk := response.read1(65536, decode_content=False):
             raw += chunk
             if late():
-                raise u3.ReadTimeoutError(None, "", "the answer dripped")  # type: ignore[arg-type]
+                raise Dripping
             if len(raw) > _LARGEST_BODY:
                 raise u3.DecodeError("the answer is larger than 256 MiB")
     except http.client.HTTPException as error:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
@@ -208,12 +209,19 @@ def test_a_site_cannot_be_changed(home: Path) -> None:
         site.changes = "allow"
 
 
-def test_paths_start_at_the_files_folder(home: Path) -> None:
+def test_paths_start_at_the_projects_root(home: Path) -> None:
     """Relative paths and file: references come back absolute, whatever the working directory."""
     text = REAL.replace("env:PVE_TOKEN_SECRET", "file:pve.json#secret")
     site = parameters.load_site(written(home, text), root=home)
-    assert site.kubernetes.kubeconfig == str(home / "parameters" / "kube.yaml")
-    assert site.proxmox.token_secret == f"file:{home}/parameters/pve.json#secret"
+    assert site.kubernetes.kubeconfig == str(home / "kube.yaml")
+    assert site.proxmox.token_secret == f"file:{home}/pve.json#secret"
+
+
+def test_paths_of_a_file_elsewhere_start_at_its_folder(home: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A parameters file that lies outside of the project brings its companions along."""
+    path = tmp_path_factory.mktemp("elsewhere") / "x.yaml"
+    path.write_text(REAL, encoding="utf-8")
+    assert parameters.load_site(path, root=home).kubernetes.kubeconfig == str(path.parent / "kube.yaml")
 
 
 @pytest.mark.parametrize("name", ["../parameters/x", "..", "a\nb", "", "x y", ".x", "x" * 100, "-x"])
@@ -293,6 +301,26 @@ def test_the_schema_file_is_generated(root: Path) -> None:
     assert (root / "parameters" / "schema.json").read_text(encoding="utf-8") == printed.stdout
 
 
+@pytest.mark.parametrize("name", ["lab", "example"])
+def test_the_schema_accepts_the_sites_that_come_along(root: Path, name: str) -> None:
+    """An editor marks nothing in the files that are right."""
+    data = yaml.safe_load((root / "parameters" / f"{name}.yaml").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(parameters.schema())
+    jsonschema.validate(data, parameters.schema())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"proxmox": {"tokenid": "x"}}, {"budget": {"vms": "4G"}}, {"changes": "alow"},
+     {"proxmox": {"password": "hunter2"}},
+     {"proxmox": {"url": "http://x"}}, {"thresholds": {"storage_warn": 85}}, {"names": {"namespace": "A B"}}],
+)  # fmt: skip
+def test_the_schema_marks_mistakes(data: object) -> None:
+    """An editor shows what loading would refuse, literal secrets too."""
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(data, parameters.schema())
+
+
 def test_every_key_has_a_description() -> None:
     """An editor shows a sentence for each key."""
     schema = parameters.schema()
@@ -349,7 +377,7 @@ def test_a_lab_is_not_started_where_only_the_parameters_are_wanted(home: Path) -
 def test_a_missing_secret_names_its_key(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is sent, a reference without a value is told with its key."""
     monkeypatch.delenv("PVE_TOKEN_SECRET", raising=False)
-    (home / "parameters" / "kube.yaml").touch()
+    (home / "kube.yaml").touch()
     site = parameters.load_site(written(home, REAL), root=home)
     with pytest.raises(SecretError, match=r"proxmox.token_secret: env:PVE_TOKEN_SECRET: the environment"):
         parameters.check_references(site)
