@@ -42,7 +42,7 @@ AGENT_VM = {
     "memory": "256",
     "agent": "1",
     "scsi0": "local:1",
-    "net0": "virtio,bridge=vmbr0",
+    "net0": "virtio=BC:24:11:96:3B:9D,bridge=vmbr0",
     "ostype": "l26",
     "serial0": "socket",
     "ipconfig0": "ip=10.9.0.5/24,gw=10.9.0.1",
