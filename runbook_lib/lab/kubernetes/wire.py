@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
 
+from . import protobuf
 from .status import ApiError, bad_request
 
 Json = dict[str, Any]
@@ -218,6 +219,8 @@ def read(raw: bytes, content_type: str, kind: str) -> Body:
             body = read_yaml(raw)
         except ValueError as error:
             raise _unreadable(raw, kind, str(error)) from error
+    elif content_type == PROTOBUF:
+        body = _read_protobuf(raw)
     else:
         raise ApiError(
             415, "UnsupportedMediaType",
@@ -231,6 +234,19 @@ def read(raw: bytes, content_type: str, kind: str) -> Body:
             return Body({})
         raise _unreadable(raw, kind, text)
     return body
+
+
+def _read_protobuf(raw: bytes) -> Body:
+    try:
+        value = protobuf.read(raw)
+    except ValueError as error:
+        raise bad_request(f"the object provided is unrecognized: {error}") from error
+    if value is None:
+        raise ApiError(
+            415, "UnsupportedMediaType",
+            f"the body of the request was in an unknown format - accepted media types include: {JSON}, {YAML}",
+        )  # fmt: skip
+    return Body(value)
 
 
 def _unreadable(raw: bytes, kind: str, text: str) -> ApiError:

@@ -42,10 +42,14 @@ _PULL_FAILURES = {
 
 @dataclass
 class Kubelets:
-    """Every node's kubelet. `logs` holds what containers wrote, by (namespace, pod, container)."""
+    """Every node's kubelet. `logs` holds what containers wrote, by (namespace, pod, container).
+
+    `shortest_deadline` is in real seconds: requests take real time, however fast the lab's clock runs.
+    """
 
     context: Context
     logs: dict[tuple[str, str, str], list[tuple[str, str]]] = field(default_factory=dict)
+    shortest_deadline: float = 5.0
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _images: set[tuple[str, str]] = field(default_factory=set)
     _next_address: int = 0
@@ -142,14 +146,18 @@ class Kubelets:
 
     async def _deadline(self, pod: Object) -> None:
         """Fails a pod that is still active when its deadline has passed."""
-        await self.context.clock.sleep(pod["spec"]["activeDeadlineSeconds"])
+        await asyncio.gather(
+            self.context.clock.sleep(pod["spec"]["activeDeadlineSeconds"]), asyncio.sleep(self.shortest_deadline)
+        )
         now = self.context.pods.items.get(key_of(pod))
         if now is None or now["status"].get("phase") not in {"Pending", "Running"}:
             return
         self._stop(pod["metadata"]["uid"])
         words = "Pod was active on the node longer than the specified deadline"
         statuses = now["status"].get("containerStatuses") or []
-        conditions = _conditions(now["status"].get("startTime", ""), initialized=True, sandbox=False)
+        conditions = _conditions(
+            now["status"].get("startTime") or self.context.stamp(), initialized=True, sandbox=False
+        )
         status = {"phase": "Failed", "reason": "DeadlineExceeded", "message": words, "conditions": conditions}
         await self._report(pod, {**status, "containerStatuses": statuses})
         await self.context.event(

