@@ -8,6 +8,9 @@ import zlib
 BROADCAST_SECONDS = 10.0
 """How often a node tells the cluster its figures (pvestatd)."""
 
+FORGOTTEN_SECONDS = 300.0
+"""How long the cluster shows what a lost node told last."""
+
 
 def phase(seed: str) -> float:
     """A fraction in [0, 1) that belongs to one seed."""

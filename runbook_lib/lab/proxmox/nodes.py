@@ -58,6 +58,7 @@ class NodeState:
     ip: str
     online: bool = True
     unreachable: str = "No route to host"  # what a proxied request to it hears while it is offline
+    lost_at: float = 0.0  # epoch: for a while the cluster still shows what it told last
     cpus: int = 16
     sockets: int = 1
     model: str = "Intel(R) Xeon(R) Silver 4314 CPU @ 2.40GHz"
