@@ -222,14 +222,14 @@ def _with_lab(site: Site, lab: LabSettings, home: Path) -> Site:
         site,
         {
             "proxmox": {
-                **site.proxmox.model_dump(exclude_unset=True),
+                "timeout_seconds": site.proxmox.timeout_seconds,
                 "url": pve.url,
                 "ca_file": pve.ca_file,
                 "token_id": pve.token_id,
                 "token_secret": f"{secrets}#proxmox_token_secret",
                 "password_login": {"user": pve.username, "password": f"{secrets}#proxmox_password"},
             },
-            "kubernetes": {**site.kubernetes.model_dump(exclude_unset=True), "kubeconfig": kube.kubeconfig},
+            "kubernetes": {"timeout_seconds": site.kubernetes.timeout_seconds, "kubeconfig": kube.kubeconfig},
         },
     )
 

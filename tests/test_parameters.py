@@ -349,6 +349,13 @@ def test_the_examples_figures_are_the_defaults(root: Path) -> None:
 # --- the lab and references --------------------------------------------------------------------------------------
 
 
+LAB_IN_FULL = """\
+emulated: true
+lab: {scenario: full-storage, scale: 5}
+proxmox: {verify: false, timeout_seconds: 9}
+"""
+
+
 def test_an_emulated_site_is_connected_to_its_lab(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lab is asked for the site's scenario, and its endpoints and references are filled in."""
     asked: list[object] = []
@@ -361,10 +368,11 @@ def test_an_emulated_site_is_connected_to_its_lab(home: Path, monkeypatch: pytes
         )
 
     monkeypatch.setattr(control, "ensure", ensure)
-    site = parameters.load_site(written(home, "emulated: true\nlab: {scenario: full-storage, scale: 5}"), root=home)
+    site = parameters.load_site(written(home, LAB_IN_FULL), root=home)
     assert asked == [(home / ".lab", {"scenario": "full-storage", "scale": 5})]
     assert site.proxmox.token_secret == f"file:{home}/.lab/secrets.json#proxmox_token_secret"
     assert site.proxmox.password_login is not None
+    assert (site.proxmox.verify, site.proxmox.timeout_seconds) == (True, 9)
     assert (site.proxmox.ca_file, site.kubernetes.kubeconfig) == ("/l/ca.pem", "/l/kubeconfig")
 
 
