@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import lxc as lxc  # registers the containers' endpoints, which no area loads by name
-from .drift import BROADCAST_SECONDS
+from .drift import BROADCAST_SECONDS, FORGOTTEN_SECONDS
 from .nodes import figures, level
 from .qemu.guest import GuestState
 from .quorum import quorate
@@ -60,7 +60,9 @@ def guest_resource(state: PveState, guest: GuestState, *, pools: Collection[str]
         "vmid": guest.vmid,
         "node": guest.node,
     }
-    if guest.created > moment or not state.nodes[guest.node].online:
+    node = state.nodes[guest.node]
+    forgotten = not node.online and state.clock.now() - node.lost_at > FORGOTTEN_SECONDS
+    if guest.created > moment or forgotten:
         row["status"] = "unknown"
     else:
         running = guest.running if guest.changed <= moment else guest.was_running
