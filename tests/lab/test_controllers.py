@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from runbook_lib.lab import scenario
+from runbook_lib.lab.clock import Clock
 from runbook_lib.lab.kubernetes import seeds
-from runbook_lib.lab.kubernetes.controllers import network, programs, scheduler
+from runbook_lib.lab.kubernetes.cluster import Cluster, User
+from runbook_lib.lab.kubernetes.controllers import Handles, network, programs, scheduler, start_all
+from runbook_lib.lab.kubernetes.controllers.client import KubeClient, Refused
 from runbook_lib.lab.kubernetes.controllers.kubelet import pull_failure
 from runbook_lib.lab.kubernetes.controllers.network import Outcome, View
 from runbook_lib.lab.kubernetes.controllers.quantities import number, requests_of
+from runbook_lib.lab.kubernetes.seeds.objects import stamp
+from runbook_lib.lab.kubernetes.server import create_app
 
 Object = dict[str, Any]
 
@@ -254,3 +264,219 @@ def test_taint_is_tolerated(toleration: Object, tolerated: bool) -> None:
     tainted = node("a", taints=[{"key": "dedicated", "value": "gpu", "effect": "NoSchedule"}])
     chosen, _ = scheduler.choose(pod(tolerations=[toleration]), [tainted], [], {})
     assert (chosen == "a") is tolerated
+
+
+# --- the whole of it, over HTTP -----------------------------------------------------------------------------------
+
+TOKEN = "a-token-of-the-test"
+NAMESPACE = "runbook-test"
+
+
+@asynccontextmanager
+async def running(section: Object, scale: float = math.inf) -> AsyncIterator[tuple[KubeClient, Handles]]:
+    """The seeded cluster behind its API server, with every controller at work; time does not wait."""
+    cluster = Cluster(version=seeds.kubernetes_version(section))
+    cluster.load(seeds.cozystack(section))
+    cluster.tokens[TOKEN] = User("lab-controllers", ("system:masters",))
+    runner = web.AppRunner(create_app(cluster), access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    handles = await start_all(url, TOKEN, None, Clock(scale), section)
+    cluster.pod_log, cluster.pod_exec = handles.kubelets.pod_log, handles.kubelets.pod_exec
+    client = KubeClient(url, TOKEN)
+    try:
+        await handles.ready()
+        await client.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+        yield client, handles
+    finally:
+        await client.close()
+        await handles.stop()
+        await runner.cleanup()
+
+
+async def until(client: KubeClient, path: str, wanted: Callable[[Object], bool], seconds: float = 8.0) -> Object:
+    """The object once it is as wanted."""
+    async with asyncio.timeout(seconds):
+        while True:
+            item = await client.get(path)
+            if wanted(item):
+                return item
+            await asyncio.sleep(0.005)
+
+
+def phase(*names: str) -> Callable[[Object], bool]:
+    """Whether a pod is in one of the phases."""
+    return lambda item: item["status"].get("phase") in names
+
+
+def probe(name: str, target: str, node_name: str) -> Object:
+    """The pod by which the runbook tries a connection."""
+    return {
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {
+            "nodeName": node_name,
+            "restartPolicy": "Never",
+            "activeDeadlineSeconds": 60,
+            "tolerations": [{"operator": "Exists"}],
+            "containers": [{**AGNHOST, "args": ["connect", target, "--timeout=3s", "--protocol=tcp"]}],
+        },
+    }
+
+
+PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+
+
+async def log_of(client: KubeClient, name: str) -> str:
+    """What the pod wrote."""
+    async with client._session.get(f"{client.base_url}{PODS}/{name}/log") as answer:
+        return await answer.text()
+
+
+@pytest.mark.parametrize(
+    ("target", "ended", "output"),
+    [
+        ("10.0.0.1:8006", "Succeeded", ""),
+        ("192.0.2.9:443", "Failed", "TIMEOUT\n"),
+        ("10.0.0.2:22", "Failed", "REFUSED\n"),
+    ],
+)
+def test_probe_pod_tells_how_its_connection_ended(section: Object, target: str, ended: str, output: str) -> None:
+    """Pending, then Succeeded without a word, or Failed with one word in its log."""
+
+    async def story() -> None:
+        async with running(section) as (client, _):
+            await client.create(PODS, probe("probe-1", target, "cp-2"))
+            item = await until(client, f"{PODS}/probe-1", phase("Succeeded", "Failed"))
+            assert item["status"]["phase"] == ended
+            assert item["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] == (1 if output else 0)
+            assert item["status"]["hostIP"] == "10.0.0.42"
+            assert await log_of(client, "probe-1") == output
+
+    asyncio.run(story())
+
+
+def test_pod_without_a_node_is_scheduled_and_runs(section: Object) -> None:
+    """`kubectl run --restart=Never`: scheduled, pulled, started, succeeded, each with its event."""
+
+    async def story() -> None:
+        async with running(section) as (client, _):
+            container = {"name": "hello", "image": "busybox:1.37", "command": ["sh", "-c", "echo hello"]}
+            spec = {"restartPolicy": "Never", "containers": [container]}
+            await client.create(PODS, {"metadata": {"name": "hello"}, "spec": spec})
+            item = await until(client, f"{PODS}/hello", phase("Succeeded"))
+            assert item["spec"]["nodeName"] in {"cp-1", "cp-2", "cp-3", "worker-1", "worker-2"}
+            assert await log_of(client, "hello") == "hello\n"
+            events = await client.list(f"/api/v1/namespaces/{NAMESPACE}/events")
+            reasons = {event["reason"] for event in events["items"]}
+            assert {"Scheduled", "Pulling", "Pulled", "Created", "Started"} <= reasons
+
+    asyncio.run(story())
+
+
+def test_server_pod_becomes_ready_and_can_be_deleted(section: Object) -> None:
+    """A pod that serves is Running and Ready with an address of its own; a deletion is confirmed by its kubelet."""
+
+    async def story() -> None:
+        async with running(section) as (client, handles):
+            await client.create(
+                PODS, {"metadata": {"name": "web"}, "spec": {"containers": [{"name": "web", "image": "nginx"}]}}
+            )
+            item = await until(client, f"{PODS}/web", phase("Running"))
+            assert {entry["type"]: entry["status"] for entry in item["status"]["conditions"]}["Ready"] == "True"
+            assert item["status"]["podIP"].startswith("10.244.")
+            assert (await handles.kubelets.pod_exec(NAMESPACE, "web", ["echo", "hi"]))[0] == "hi\n"
+            await client.delete(f"{PODS}/web")
+            with pytest.raises(Refused, match="404"):
+                await until(client, f"{PODS}/web", lambda _: False)
+
+    asyncio.run(story())
+
+
+def test_impossible_pod_waits_and_says_why(section: Object) -> None:
+    """A pod that fits nowhere stays Pending with the scheduler's sentence, until there is room."""
+
+    async def story() -> None:
+        async with running(section) as (client, _):
+            spec = {"nodeSelector": {"disk": "ssd"}, "containers": [{"name": "c", "image": "nginx"}]}
+            await client.create(PODS, {"metadata": {"name": "picky"}, "spec": spec})
+            item = await until(client, f"{PODS}/picky", lambda item: bool(item["status"].get("conditions")))
+            assert item["status"]["conditions"][0]["message"].startswith(
+                "0/5 nodes are available: 5 node(s) didn't match"
+            )
+            await client.patch("/api/v1/nodes/worker-2", {"metadata": {"labels": {"disk": "ssd"}}})
+            item = await until(client, f"{PODS}/picky", phase("Running"))
+            assert item["spec"]["nodeName"] == "worker-2"
+
+    asyncio.run(story())
+
+
+def test_image_of_an_unreachable_registry_backs_off(section: Object) -> None:
+    """ErrImagePull, then ImagePullBackOff, with the runtime's words; the pod stays Pending."""
+
+    async def story() -> None:
+        async with running({**section, "registries": {"quay.io": "timeout"}}, scale=200) as (client, _):
+            spec = {"containers": [{"name": "c", "image": "quay.io/some/thing:1"}]}
+            await client.create(PODS, {"metadata": {"name": "stuck"}, "spec": spec})
+
+            def backs_off(item: Object) -> bool:
+                states = [entry["state"].get("waiting", {}) for entry in item["status"].get("containerStatuses", ())]
+                return any(state.get("reason") == "ImagePullBackOff" for state in states)
+
+            item = await until(client, f"{PODS}/stuck", backs_off)
+            assert item["status"]["phase"] == "Pending"
+            assert "i/o timeout" in item["status"]["containerStatuses"][0]["state"]["waiting"]["message"]
+
+    asyncio.run(story())
+
+
+def test_nothing_starts_where_the_network_agent_is_broken() -> None:
+    """In the relapse scenario a probe on the broken worker never gets a sandbox, and its deadline ends it."""
+
+    async def story() -> None:
+        async with running(scenario.load("kube-ovn-socket").kubernetes) as (client, handles):
+            handles.kubelets.shortest_deadline = 0.2
+            await client.create(PODS, probe("probe-1", "10.0.0.1:8006", "worker-2"))
+            item = await until(client, f"{PODS}/probe-1", phase("Failed"))
+            assert item["status"]["reason"] == "DeadlineExceeded"
+            events = await client.list(f"/api/v1/namespaces/{NAMESPACE}/events")
+            told = [event["message"] for event in events["items"] if event["reason"] == "FailedCreatePodSandBox"]
+            assert "kube-ovn-daemon.sock" in told[0]
+
+    asyncio.run(story())
+
+
+def test_crashing_container_is_restarted(section: Object) -> None:
+    """Under restartPolicy Always a process that ends goes into CrashLoopBackOff and comes back."""
+
+    async def story() -> None:
+        async with running(section, scale=400) as (client, _):
+            container = {"name": "c", "image": "busybox", "command": ["sh", "-c", "echo oops; exit 2"]}
+            await client.create(PODS, {"metadata": {"name": "crash"}, "spec": {"containers": [container]}})
+            item = await until(
+                client,
+                f"{PODS}/crash",
+                lambda item: any(entry["restartCount"] > 1 for entry in item["status"].get("containerStatuses", ())),
+            )
+            last = item["status"]["containerStatuses"][0]["lastState"]["terminated"]
+            assert (last["exitCode"], last["reason"]) == (2, "Error")
+
+    asyncio.run(story())
+
+
+def test_seeded_pods_are_left_alone(section: Object) -> None:
+    """The kubelets change nothing about what the scenario put there, and renew the leases."""
+
+    async def story() -> None:
+        began = stamp(time.time(), micro=True)
+        async with running(section) as (client, _):
+            lease = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/cp-1"
+            await until(client, lease, lambda item: item["spec"]["renewTime"] > began)
+            pods = await client.list("/api/v1/namespaces/kube-system/pods")
+            assert {item["status"]["phase"] for item in pods["items"]} == {"Running"}
+            assert {
+                entry.get("manager") for item in pods["items"] for entry in item["metadata"].get("managedFields", ())
+            } == set()
+
+    asyncio.run(story())

@@ -75,8 +75,11 @@ class Kubelets:
         self, namespace: str, name: str, command: list[str], container: str = ""
     ) -> tuple[str, str, int]:
         """(standard output, standard error, exit code) of a command in a running pod."""
-        pod = self.context.pods.items.get((namespace, name))
-        if pod is None or pod["status"].get("phase") != "Running":
+        try:  # asked of the server: the cache may be a moment behind the client that saw the pod run
+            pod = await self.context.client.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
+        except Refused as error:
+            return "", error.message, 1
+        if pod["status"].get("phase") != "Running":
             return "", f"cannot exec into a container of {namespace}/{name}: it is not running", 1
         names = {entry["name"]: entry for entry in pod["spec"]["containers"]}
         chosen = names.get(container) or pod["spec"]["containers"][0]
