@@ -55,6 +55,28 @@ def test_a_started_lab_answers_both_apis_over_verified_tls(shared: Path) -> None
     assert answer.headers["Content-Type"].startswith("application/json")
 
 
+def test_the_kubeconfig_is_all_the_official_client_needs(folder: Path) -> None:
+    """Server, authority and token lie in it; the healthy scenario shows its five nodes and runs a pod."""
+    from kubernetes import client, config
+
+    connection = control.up(folder, scenario="healthy", scale=600)
+    api = client.CoreV1Api(config.new_client_from_config(connection.kubernetes.kubeconfig))
+    assert sorted(node.metadata.name for node in api.list_node().items) == [
+        "cp-1",
+        "cp-2",
+        "cp-3",
+        "worker-1",
+        "worker-2",
+    ]
+    api.create_namespace({"metadata": {"name": "hello"}})
+    probe = {"name": "c", "image": "registry.k8s.io/e2e-test-images/agnhost:2.53", "args": ["pause"]}
+    api.create_namespaced_pod("hello", {"metadata": {"name": "p"}, "spec": {"containers": [probe]}})
+    deadline = time.monotonic() + 10
+    while api.read_namespaced_pod("p", "hello").status.phase != "Running" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert api.read_namespaced_pod("p", "hello").status.phase == "Running"
+
+
 def test_the_printed_connection_has_the_promised_keys(shared: Path) -> None:
     """`lab up --json` prints what any client of anyone's needs."""
     told = control.connection(shared).to_dict()

@@ -243,6 +243,7 @@ def neutral(value: str, driver: Driver) -> str:
         value = value.replace(recorded, "<upid>").replace(ours, "<upid>")
     value = re.sub(r"UPID:\S+:", "<upid>", value)
     value = re.sub(r"BC:24:11(:[0-9A-F]{2}){3}", "<mac>", value, flags=re.I)
+    value = re.sub(r"\bfe80::be24:11ff:fe[0-9a-f:]+", "<from mac>", value)
     value = re.sub(r"\$5\$\S+", "<crypt>", value)
     value = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+", "<time>", value)
     # the recorded server had its upload folder moved
