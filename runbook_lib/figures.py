@@ -1,63 +1,156 @@
-"""Figures of measurements, drawn without pyplot (no global state, no backend to lose after a fork)."""
+"""Figures drawn from facts and results, each with a text that says the same.
+
+Drawn without pyplot: no global state, and no backend to lose after a fork. matplotlib is loaded on first use.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from runbook_lib.display import Bundle, plain
-from runbook_lib.model import Measurement
+from runbook_lib.facts import Guest, KubeNode, Node
+from runbook_lib.model import Measurement, Status
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_BLUE, _GREY, _RED, _ORANGE = "#2f6f9f", "#6b7280", "#b42318", "#b45309"
+# A palette that stays apart in greyscale and for the common colour-vision deficiencies (Okabe and Ito).
+INK, SHADE = "#0072B2", "#A6CEE3"
+STATUS_COLOURS = {
+    Status.PASS: "#009E73",
+    Status.WARN: "#E69F00",
+    Status.FAIL: "#D55E00",
+    Status.ERROR: "#7F3C8D",
+    Status.SKIP: "#999999",
+    Status.NOT_RUN: "#CCCCCC",
+}
+GIB = 1024**3
 
 
-def histogram(measurements: Measurement | Iterable[Measurement], *, title: str = "") -> tuple[Figure, str]:
-    """A figure with one histogram a measurement, its p50, p95 and p99 and the threshold, and the same in words."""
-    from matplotlib.figure import Figure
+def headroom(nodes: Sequence[Node], guests: Sequence[Guest]) -> Figure:
+    """Per node: memory there is, in use, and promised to running guests, in GiB."""
+    known = [node for node in nodes if node.memory_bytes]
+    promised = {
+        node.name: sum(g.memory_bytes for g in guests if g.node == node.name and g.status == "running") / GIB
+        for node in known
+    }
+    figure, axes = _canvas(height=0.6 + 0.55 * max(len(known), 1))
+    for row, node in enumerate(known):
+        there = (node.memory_bytes or 0) / GIB
+        used = (node.memory_used_bytes or 0) / GIB
+        axes.barh(row, there, height=0.7, color="none", edgecolor="#888888", label="installed" if not row else None)
+        axes.barh(row + 0.15, used, height=0.3, color=INK, label="in use" if not row else None)
+        axes.barh(row - 0.15, promised[node.name], height=0.3, color=SHADE, label="promised" if not row else None)
+    axes.set_yticks(range(len(known)), [_text(node.name) for node in known])
+    axes.invert_yaxis()
+    axes.set_xlabel("memory, GiB")
+    _legend(axes)
+    lines = (
+        f"{node.name}: {(node.memory_used_bytes or 0) / GIB:.0f} GiB in use and {promised[node.name]:.0f} GiB promised "
+        f"of {(node.memory_bytes or 0) / GIB:.0f} GiB"
+        for node in known
+    )
+    return _described(figure, "Memory by node. " + "; ".join(lines))
 
-    given = [measurements] if isinstance(measurements, Measurement) else list(measurements)
-    columns = min(2, max(1, len(given)))
-    rows = max(1, math.ceil(len(given) / columns))
-    figure = Figure(figsize=(4.6 * columns, 2.6 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis, entry in zip(axes, given, strict=False):
-        _histogram(axis, entry)
-    for axis in axes[len(given) :]:
-        axis.set_visible(False)
-    if title:
-        figure.suptitle(_text(title))
-    return figure, "; ".join([title or "Histogram", *(_in_words(entry) for entry in given)])
+
+def requests(nodes: Sequence[KubeNode]) -> Figure:
+    """Per node: the share of CPU and memory that pods have requested."""
+    figure, axes = _canvas(height=0.6 + 0.5 * max(len(nodes), 1))
+    cpu = [_share(node.requested_cpus, node.allocatable_cpus) for node in nodes]
+    memory = [_share(node.requested_memory_bytes, node.allocatable_memory_bytes) for node in nodes]
+    places = range(len(nodes))
+    axes.barh([place + 0.18 for place in places], [value * 100 for value in cpu], height=0.34, color=INK, label="CPU")
+    axes.barh(
+        [place - 0.18 for place in places], [value * 100 for value in memory], height=0.34, color=SHADE, label="memory"
+    )
+    axes.set_yticks(list(places), [_text(node.name) for node in nodes])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 105)
+    axes.set_xlabel("requested, % of allocatable")
+    _legend(axes)
+    lines = (f"{node.name}: CPU {c:.0%}, memory {m:.0%}" for node, c, m in zip(nodes, cpu, memory, strict=True))
+    return _described(figure, "Requests by node. " + "; ".join(lines))
 
 
-def bars(
-    values: Mapping[str, float | None], *, unit: str = "", title: str = "", limit: float | None = None
-) -> tuple[Figure, str]:
-    """A figure with one horizontal bar a name and the limit as a line, and the same in words."""
-    from matplotlib.figure import Figure
+def histogram(measurements: Sequence[Measurement], *, threshold: float | None = None) -> Figure:
+    """One row per measurement: its readings as a histogram with p50, p95 and p99, on one shared axis."""
+    shown = [measurement for measurement in measurements if measurement.values]
+    figure, all_axes = _grid(height=0.7 + 0.9 * max(len(shown), 1), rows=max(len(shown), 1))
+    top = max((measurement.percentile(99) or 0 for measurement in shown), default=1) * 1.15 or 1
+    for axes, measurement in zip(all_axes, shown, strict=False):
+        inside = [min(value, top) for value in measurement.values]
+        axes.hist(inside, bins=40, range=(0, top), color=SHADE)
+        for percent, style in ((50, "-"), (95, "--"), (99, ":")):
+            axes.axvline(measurement.percentile(percent) or 0, color=INK, linestyle=style, linewidth=1.4)
+        axes.set_yticks([])
+        axes.set_ylabel(_text(measurement.name), rotation=0, ha="right", va="center")
+        axes.tick_params(labelbottom=axes is all_axes[-1])
+    all_axes[-1].set_xlabel(f"{shown[0].unit if shown else 'ms'}; lines: p50 solid, p95 dashed, p99 dotted")
+    if threshold is not None and threshold <= top:
+        for axes in all_axes:
+            axes.axvline(threshold, color=STATUS_COLOURS[Status.FAIL])
+    lines = map(_in_words, measurements)
+    emulated = "Emulated. " if any(measurement.emulated for measurement in shown) else ""
+    if emulated:
+        figure.suptitle("emulated", x=0.99, ha="right", fontsize=8, color="#777777")
+    return _described(figure, emulated + "; ".join(lines))
 
-    known = {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
-    figure = Figure(figsize=(7.5, 0.9 + 0.34 * max(1, len(known))), layout="constrained")
-    axis = figure.subplots()
-    colours = [_RED if limit is not None and value > limit else _BLUE for value in known.values()]
-    drawn = axis.barh(range(len(known)), list(known.values()), color=colours)
-    axis.set_yticks(range(len(known)), [_text(name) for name in known])
-    axis.bar_label(drawn, fmt="%.3g", padding=3, fontsize=8)
-    axis.invert_yaxis()
-    axis.margins(x=0.12)
-    if limit is not None:
-        axis.axvline(limit, color=_RED, linestyle="--", linewidth=1, label=f"limit {limit:g} {unit}".strip())
-        axis.legend(fontsize=8)
-    axis.set_xlabel(_text(unit))
-    axis.set_title(_text(title), fontsize=10)
-    _quiet(axis)
-    words = ", ".join(f"{name} {value:.3g} {unit}".strip() for name, value in known.items()) or "nothing to draw"
-    return figure, f"{title or 'Bars'}: {words}" + (f"; limit {limit:g} {unit}".rstrip() if limit is not None else "")
+
+def dag(
+    needs: Mapping[str, Sequence[str]], titles: Mapping[str, str], statuses: Mapping[str, Status] | None = None
+) -> Figure:
+    """The steps from left to right by what they need, coloured by status where one is known."""
+    statuses = statuses or {}
+    depth: dict[str, int] = {}
+    for step in _ordered(needs):
+        depth[step] = 1 + max((depth[other] for other in needs[step] if other in depth), default=-1)
+    columns: dict[int, list[str]] = {}
+    for step in sorted(depth):
+        columns.setdefault(depth[step], []).append(step)
+    tallest = max((len(column) for column in columns.values()), default=1)
+    figure, axes = _canvas(height=0.4 + 0.75 * tallest)
+    places = {
+        step: (column, (tallest - 1) / 2 - (len(steps) - 1) / 2 + row)
+        for column, steps in columns.items()
+        for row, step in enumerate(steps)
+    }
+    for step, others in needs.items():
+        for other in others:
+            if other in places:
+                axes.annotate(
+                    "",
+                    xy=(places[step][0] - 0.4, places[step][1]),
+                    xytext=(places[other][0] + 0.4, places[other][1]),
+                    arrowprops={"arrowstyle": "->", "color": "#999999", "linewidth": 1},
+                )
+    for step, (x, y) in places.items():
+        status = statuses.get(step, Status.NOT_RUN)
+        axes.text(
+            x,
+            y,
+            _text(f"{step}\n{_wrapped(titles.get(step, ''))}"),
+            ha="center",
+            va="center",
+            fontsize=8,
+            bbox={
+                "boxstyle": "round,pad=0.4",
+                "facecolor": "white",
+                "edgecolor": STATUS_COLOURS[status],
+                "linewidth": 2,
+            },
+        )
+    axes.set_xlim(-0.6, max(columns, default=0) + 0.6)
+    axes.set_ylim(tallest - 0.4, -0.6)
+    axes.axis("off")
+    lines = []
+    for step, others in needs.items():
+        status = statuses.get(step, Status.NOT_RUN)
+        lines.append(f"{step} {titles.get(step, '')} ({status}) needs {', '.join(others) or 'nothing'}")
+    return _described(figure, "; ".join(lines))
 
 
 def bundle(figure: Any, alt: str) -> tuple[Bundle, dict[str, Any]]:
@@ -69,43 +162,63 @@ def bundle(figure: Any, alt: str) -> tuple[Bundle, dict[str, Any]]:
     return data, {"image/png": {"alt": words}}
 
 
-def _histogram(axis: Any, entry: Measurement) -> None:
-    emulated = ", emulated" if entry.emulated else ""
-    axis.set_title(_text(f"{entry.name} (n={len(entry.values)}{emulated})"), fontsize=9)
-    axis.set_xlabel(_text(entry.unit), fontsize=8)
-    _quiet(axis)
-    if not entry.values:
-        axis.text(0.5, 0.5, "no readings", ha="center", va="center", transform=axis.transAxes, color=_GREY)
-        return
-    axis.hist(entry.values, bins=_bins(entry.values), color=_BLUE)
-    for percent, style in ((50, "-"), (95, "--"), (99, ":")):
-        at = entry.percentile(percent)
-        axis.axvline(at, color=_ORANGE, linestyle=style, linewidth=1.1, label=f"p{percent} {at:.3g}")
-    # A threshold far beyond the readings would squeeze them into one bar; then it is only named.
-    if entry.threshold is not None and entry.threshold <= 3 * max(entry.values):
-        axis.axvline(entry.threshold, color=_RED, linewidth=1.3, label=f"limit {entry.threshold:g}")
-    elif entry.threshold is not None:
-        axis.plot([], [], color=_RED, linewidth=1.3, label=f"limit {entry.threshold:g} (beyond)")
-    axis.legend(fontsize=7)
+def _canvas(*, height: float) -> tuple[Figure, Axes]:
+    figure, axes = _grid(height=height, rows=1)
+    return figure, axes[0]
 
 
-def _bins(values: Sequence[float]) -> int:
-    return max(1, min(30, math.ceil(math.sqrt(len(values)) * 1.5)))
+def _grid(*, height: float, rows: int) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, height), layout="constrained")
+    axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes)
 
 
-def _quiet(axis: Any) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=8)
+def _legend(axes: Axes) -> None:
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=3, frameon=False, fontsize=8)
+
+
+def _described(figure: Figure, text: str) -> Figure:
+    """The figure with its text equivalent, which `step.figure` shows to those who do not see it."""
+    figure.alt_text = text  # type: ignore[attr-defined]
+    return figure
 
 
 def _text(text: str) -> str:
-    """Clean, and with `$` kept from starting a formula: a hostile name must not be set as mathematics."""
-    return plain(text).replace("$", r"\$")
+    """Text that matplotlib draws as it stands: a dollar would begin a formula, and a bad one is an exception."""
+    return plain(text).replace("\\", "\\\\").replace("$", r"\$") if "$" in text else plain(text)
 
 
-def _in_words(entry: Measurement) -> str:
-    if not entry.values:
-        return f"{entry.name}: no readings"
-    parts = [f"p{percent} {entry.percentile(percent):.3g} {entry.unit}" for percent in (50, 95, 99)]
-    limit = f", limit {entry.threshold:g} {entry.unit}" if entry.threshold is not None else ""
-    return f"{entry.name}, {len(entry.values)} readings: {', '.join(parts)}{limit}"
+def _in_words(measurement: Measurement) -> str:
+    if not measurement.values:
+        return f"{measurement.name}: no readings"
+    figures = (f"p{percent} {measurement.percentile(percent):.1f}" for percent in (50, 95, 99))
+    return f"{measurement.name}: {', '.join(figures)} {measurement.unit}"
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _ordered(needs: Mapping[str, Sequence[str]]) -> list[str]:
+    done: list[str] = []
+    waiting = sorted(needs)
+    while waiting:
+        ready = [step for step in waiting if not (set(needs[step]) & set(waiting))]
+        if not ready:
+            raise ValueError(f"steps need each other: {', '.join(waiting)}")
+        done += ready
+        waiting = [step for step in waiting if step not in ready]
+    return done
+
+
+def _wrapped(text: str, width: int = 18) -> str:
+    lines = [""]
+    for word in text.split():
+        if len(lines[-1]) + len(word) + 1 > width and lines[-1]:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import inspect
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -88,6 +89,7 @@ class Step:
         self._notes: list[str] = []
         self._changes: list[Change] = []
         self._borrowed: set[str] = set()  # ids of changes, those beside borrowed things too
+        self._numbers_used = 0
         self._result: StepResult | None = None
         self._started, self._clock = now(), time.monotonic()
 
@@ -146,6 +148,21 @@ class Step:
         self._display({**shown.findings_table(given), FINDINGS: redact_json(data)})
         return given
 
+    def check(self, judge: Callable[..., list[Finding]], *facts: Any, **given: Any) -> list[Finding]:
+        """The findings of a check with this site's thresholds, shown and kept.
+
+        Every keyword of the check that the site's `thresholds`, `requires` or `names` knows is taken from there, so
+        that a notebook names the check and its facts and nothing else; `given` goes before.
+        """
+        site = self._declared
+        known = {
+            name: getattr(part, name)
+            for part in (site.thresholds, site.requires, site.names)
+            for name in inspect.signature(judge).parameters
+            if hasattr(part, name)
+        }
+        return self.record(judge(*facts, **{**known, **given}))
+
     def measure(self, measurements: Measurement | Iterable[Measurement]) -> list[Measurement]:
         """The measurements, shown with their percentiles and kept; on a rehearsal they are marked as emulated."""
         several = [measurements] if isinstance(measurements, Measurement) else list(measurements)
@@ -171,24 +188,7 @@ class Step:
         """Nothing; a matplotlib figure is displayed. `alt` says in words what it shows."""
         from runbook_lib import figures
 
-        self._display(*figures.bundle(figure, alt or _title_of(figure)))
-
-    def histogram(self, measurements: Measurement | Iterable[Measurement], *, title: str = "") -> None:
-        """Nothing; one histogram a measurement is displayed, with its percentiles and threshold."""
-        from runbook_lib import figures
-
-        several = [measurements] if isinstance(measurements, Measurement) else list(measurements)
-        marked = [replace(entry, emulated=entry.emulated or self.emulated) for entry in several]
-        self._display(*figures.bundle(*figures.histogram(marked, title=title)))
-
-    def bars(
-        self, values: Mapping[str, float | None], *, unit: str = "", title: str = "", limit: float | None = None
-    ) -> None:
-        """Nothing; one bar a name is displayed; those beyond the limit stand out."""
-        from runbook_lib import figures
-
-        heading = f"{title} (emulated)".strip() if self.emulated else title
-        self._display(*figures.bundle(*figures.bars(values, unit=unit, title=heading, limit=limit)))
+        self._display(*figures.bundle(figure, alt or getattr(figure, "alt_text", "") or _title_of(figure)))
 
     # --- changes ---------------------------------------------------------------------------------
 
@@ -198,12 +198,15 @@ class Step:
         return Journal(self._run_folder() / "changes.jsonl")
 
     def plan(self, changes: Iterable[Change] | Plan, *, unchanged: Iterable[str] = ()) -> Plan:
-        """The plan of the changes, its diff displayed. Nothing is sent."""
-        if isinstance(changes, Plan):
-            planned = replace(changes, run=changes.run or self.run)
-        else:
-            known = tuple(unchanged) or tuple(getattr(changes, "unchanged", ()))
-            planned = Plan(self._declared.name, tuple(changes), self.run, known)
+        """The plan of the changes, numbered "<step>-01" and on, its diff displayed. Nothing is sent."""
+        known = tuple(unchanged) or tuple(getattr(changes, "unchanged", ()))
+        given = changes.changes if isinstance(changes, Plan) else tuple(changes)
+        # Ids go on over the plans of a step, so that each names one change of the run.
+        numbered = (
+            replace(change, id=f"{self.step}-{number:02d}")
+            for number, change in enumerate(given, start=1 + self._numbers_used)
+        )
+        planned = Plan(self._declared.name, tuple(numbered), self.run, known)
         self._display(_plan_bundle(planned))
         for problem in getattr(changes, "problems", ()):
             self._display(shown.sentence(f"In the way: {problem}", css="rb-note rb-fail"))
@@ -222,6 +225,7 @@ class Step:
             return self._refused(planned, refusal)
         if not planned.changes:
             return Applied(planned)
+        self._numbers_used += len(planned.changes)
         if borrowed(planned.changes):
             self._borrowed |= {change.id for change in planned.changes}
             _clean_up_at_exit(self)

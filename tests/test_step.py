@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from two_sides import FakeKube, FakePve, World
 
-from runbook_lib import prepare, secrets, step, sweep
+from runbook_lib import figures, prepare, secrets, step, sweep
 from runbook_lib.display import MOST_ROWS, spelled, table
 from runbook_lib.errors import ApprovalNeeded, ParameterError, UsageError
 from runbook_lib.executors import KubernetesExecutor, ProxmoxExecutor
@@ -127,8 +127,8 @@ def test_hostile_text_is_shown_and_does_nothing(opened: Step) -> None:
 
 def test_hostile_text_is_no_formula_in_a_figure(opened: Step) -> None:
     """A `$` in a name would be set as mathematics, and a wrong formula would raise."""
-    opened.histogram(Measurement("$\\frac{$ " + HOSTILE, "ms", (1.0, 2.0)), title="$x_{")
-    opened.bars({"$\\bad{": 1.0}, unit="$", title="$\\")
+    opened.figure(figures.histogram([Measurement("$\\frac{$ " + HOSTILE, "ms", (1.0, 2.0))]))
+    opened.figure(figures.dag({"11": []}, {"11": "$\\bad{"}))
     assert all(data["image/png"] for data in opened.displayed)
 
 
@@ -138,7 +138,7 @@ def test_nothing_displayed_holds_a_secret(opened: Step) -> None:
     opened.record([finding(message="got opensesame-42", evidence={"header": "opensesame-42"})])
     opened.show([{"password": "opensesame-42"}], title="opensesame-42")
     opened.note("opensesame-42")
-    opened.bars({"opensesame-42": 1.0})
+    opened.figure(figures.histogram([Measurement("opensesame-42", "ms", (1.0,))]))
     opened.measure(Measurement("opensesame-42", "ms", (1.0,)))
     opened.finish()
     shown = json.dumps([{k: v for k, v in data.items() if k != "image/png"} for data in opened.displayed])
@@ -233,16 +233,15 @@ def test_values_are_spelled_with_their_unit(name: str, value: Any, text: str) ->
 def test_a_figure_says_in_words_what_it_shows(opened: Step) -> None:
     """For those who cannot see it, with the emulated figures marked."""
     readings = tuple(float(value) for value in range(1, 101))
-    opened.histogram(Measurement("GET /version", "ms", readings, threshold=90.0))
+    opened.figure(figures.histogram([Measurement("GET /version", "ms", readings, emulated=True)]))
     data = opened.displayed[0]
-    assert data["text/plain"].startswith("Histogram; GET /version, 100 readings: p50 50.5 ms, p95 95 ms")
-    assert data["text/plain"].endswith("limit 90 ms")
+    assert data["text/plain"] == "Emulated. GET /version: p50 50.5, p95 95.0, p99 99.0 ms"
 
 
 def test_a_histogram_of_nothing_is_drawn(opened: Step) -> None:
     """An endpoint that never answered has no readings."""
-    opened.histogram([Measurement("GET /x", "ms", ()), Measurement("GET /y", "ms", (1.0,))])
-    assert "no readings" in opened.displayed[0]["text/plain"]
+    opened.figure(figures.histogram([Measurement("GET /x", "ms", ()), Measurement("GET /y", "ms", (1.0,))]))
+    assert opened.displayed[0]["text/plain"].startswith("GET /x: no readings; GET /y: p50")
 
 
 def test_measurements_of_a_rehearsal_are_marked(opened: Step) -> None:
@@ -338,6 +337,15 @@ def test_a_person_may_approve_in_the_cell(tmp_path: Path, monkeypatch: pytest.Mo
     made.clean_up()
 
 
+def test_ids_go_on_over_the_plans_of_a_step(opened: Step) -> None:
+    """Each names one change; planning again before applying takes none."""
+    first = opened.plan(prepare.borrow_object(config_map("a"), opened.run, summary="a"))
+    opened.apply(opened.plan(first))
+    second = opened.plan(prepare.borrow_object(config_map("b"), opened.run, summary="b"))
+    assert [change.id for change in (*first.changes, *second.changes)] == ["13-01", "13-02"]
+    opened.clean_up()
+
+
 def test_a_plan_of_nothing_says_so(opened: Step) -> None:
     """Preparing a prepared site."""
     plan = opened.plan(prepare.Wanted(unchanged=("pool runbook",)))
@@ -354,7 +362,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 from two_sides import FakeKube, FakePve, World
-from runbook_lib import step as module, prepare, sweep
+from runbook_lib import figures, step as module, prepare, sweep
 from runbook_lib.executors import KubernetesExecutor, ProxmoxExecutor
 from runbook_lib.model import Finding, Measurement, Status
 module._project_root = lambda: Path("ROOT")
@@ -372,7 +380,7 @@ thing = {{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {{"name": "probe"
 RECORD = """
 step.record([Finding("proxmox.x", Status.WARN, "pve1", "m", evidence={"n": np.int64(4), "nan": float("nan")})])
 step.measure(Measurement("GET /version", "ms", (1.0, float("nan"), 2.0)))
-step.histogram(Measurement("GET /version", "ms", (1.0, 2.0)))
+step.figure(figures.histogram([Measurement("GET /version", "ms", (1.0, 2.0))]))
 """
 
 BORROW = """
