@@ -42,7 +42,7 @@ FormatOption = Annotated[str, typer.Option("--format", help="json, junit or mark
 def main() -> None:
     """Run the command line; errors become one line on stderr and an exit code."""
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="runbook")
     except RunbookError as problem:
         code = _complain(problem)
     except KeyboardInterrupt:

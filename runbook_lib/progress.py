@@ -144,12 +144,13 @@ class TreeView:
         """The tree as it is now; rich asks several times a second."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
         from rich.tree import Tree
 
         head = Table.grid(padding=(0, 1))
         elapsed = self._clock() - self.begin
         bar = ProgressBar(total=max(len(self.steps), 1), completed=self._completed(), width=30)
-        head.add_row(plain(self.site), bar, f"{self.done}/{len(self.steps)} steps", _clock_text(elapsed))
+        head.add_row(Text(plain(self.site)), bar, f"{self.done}/{len(self.steps)} steps", _clock_text(elapsed))
         tree = Tree(head, guide_style="dim")
         for view in self.steps.values():
             self._branch(tree, view)

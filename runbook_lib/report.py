@@ -107,8 +107,8 @@ def terminal(run: Run, *, verbose: bool = False) -> RenderableType:
         mark, style = MARKS[record.status]
         table.add_row(
             Text(mark, style=style),
-            plain(record.step),
-            plain(record.title),
+            Text(plain(record.step)),
+            Text(plain(record.title)),
             _figures(record),
             f"{record.seconds:.1f} s" if record.seconds is not None else "",
             Text(plain(record.reason), style=style),

@@ -390,8 +390,8 @@ class History:
 def history(found: Iterable[Run]) -> History:
     """The figures of these runs of one site, in whatever order they are given."""
     ordered = sorted(found, key=lambda run: run.id)
-    earlier: Sequence[Run | None] = [None, *ordered[:-1]]
-    metrics = [run_metrics(run, before) for before, run in zip(earlier, ordered, strict=True)]
+    earlier: Sequence[Run | None] = [None, *ordered]
+    metrics = [run_metrics(run, before) for before, run in zip(earlier, ordered, strict=False)]
     return History(
         runs=tuple(reversed(metrics)),
         daily=_periods(metrics, lambda day: day.isoformat()),

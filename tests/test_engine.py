@@ -247,7 +247,8 @@ def test_a_secret_reaches_no_byte_of_the_notebook(project: Any, tmp_path: Path) 
         "import base64, sys\ns = 'kanarek' + '/4f9z+Q!x'",
         "print(s)\nprint(base64.b64encode(b'user:' + s.encode()).decode(), file=sys.stderr)",
         "print(s[:6], end='')\nsys.stdout.flush()\nprint(s[6:])",
-        "from IPython.display import HTML, display\ndisplay(HTML(f'<b>{s}</b>'))\ndisplay({'application/json': {s: [s]}}, raw=True)",
+        "from IPython.display import HTML, display\ndisplay(HTML(f'<b>{s}</b>'))",
+        "display({'application/json': {s: [s]}}, raw=True)",
         "raise ValueError(s)",
     )
     import papermill
