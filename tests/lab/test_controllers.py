@@ -475,6 +475,8 @@ def test_seeded_pods_are_left_alone(section: Object) -> None:
             await until(client, lease, lambda item: item["spec"]["renewTime"] > began)
             pods = await client.list("/api/v1/namespaces/kube-system/pods")
             assert {item["status"]["phase"] for item in pods["items"]} == {"Running"}
+            seeded = [item for item in seeds.cozystack(section) if item["kind"] == "Pod"]
+            assert len((await client.list("/api/v1/pods"))["items"]) == len(seeded)
             assert {
                 entry.get("manager") for item in pods["items"] for entry in item["metadata"].get("managedFields", ())
             } == set()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .components import Part
-from .objects import Object, Times, condition, set_condition, stamp, suffix, thing
+from .objects import Object, Times, condition, set_condition, stamp, suffix, thing, uid
 from .pods import is_ready, pod, pod_spec
 
 CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
@@ -409,7 +409,11 @@ def static_pods(body: Body) -> None:
     for machine in body.machines:
         if machine.role != "control-plane":
             continue
-        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": machine.name, "uid": machine.uuid}}
+        node = {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": machine.name, "uid": uid("Node", "", machine.name)},
+        }
         for name, cpu, memory in rows:
             part = Part(
                 "Static",
