@@ -40,7 +40,7 @@ log = logging.getLogger("runbook_lib.lab")
 
 ROOT = "root@pam"
 TOKEN = "rehearsal"
-GRACE_SECONDS = 0.2
+GRACE_SECONDS = 0.1
 LOOK_SECONDS = 2.0
 
 
@@ -139,8 +139,7 @@ class Lab:
     async def close(self) -> None:
         """End both APIs and everything that runs behind them."""
         await self._stop()
-        await self.proxmox_site.close()
-        await self.kubernetes_site.close()
+        await asyncio.gather(self.proxmox_site.close(), self.kubernetes_site.close())
 
     # ------------------------------------------------------------------------------------- files
 

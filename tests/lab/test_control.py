@@ -266,3 +266,18 @@ def test_time_is_moved_by_hand(shared: Path) -> None:
     """The lab's wall clock goes ahead of the real one by what was asked."""
     control.advance(90, shared)
     assert control.advance(30, shared)["offset_seconds"] >= 120
+
+
+def test_an_interrupted_start_leaves_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the lab starts ends the lab, too."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def interrupted(folder: Path, process: subprocess.Popen[bytes], pipe: int, began: int) -> None:
+        started.append(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(control, "_await_ready", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        control.up(folder, scenario="fresh-node")
+    assert started[0].poll() is not None
+    assert control.status(folder) is None

@@ -8,7 +8,10 @@ import pytest
 
 from runbook_lib.errors import LabError
 from runbook_lib.lab import scenario
+from runbook_lib.lab.clock import Clock
 from runbook_lib.lab.faults import fault_from
+from runbook_lib.lab.platform import build
+from runbook_lib.lab.proxmox.state import PveState
 
 
 @pytest.mark.parametrize("name", scenario.names())
@@ -19,6 +22,16 @@ def test_every_scenario_of_the_project_loads(name: str) -> None:
     assert loaded.name == name
     for entry in loaded.faults:
         fault_from(entry)
+
+
+@pytest.mark.parametrize("name", scenario.names())
+def test_every_scenario_of_the_project_can_be_built(name: str) -> None:
+    """Both halves accept their sections; whatever a file names exists."""
+    loaded, clock = scenario.load(name), Clock(0)
+    state = PveState.from_scenario(loaded.proxmox, clock=clock)
+    assert state.local_node in state.nodes
+    platform = build(loaded.kubernetes, clock=clock, admin_token="x", ca_pem="")
+    assert platform.cluster.version.startswith("v1.")
 
 
 def test_a_scenario_builds_on_another(tmp_path: Path) -> None:

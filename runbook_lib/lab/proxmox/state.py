@@ -10,6 +10,7 @@ import importlib
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..clock import Clock
@@ -82,14 +83,6 @@ class PveState:
         return state
 
 
-def areas() -> list[Any]:
+def areas() -> list[ModuleType]:
     """The modules of all areas, imported; importing one registers its endpoints."""
-    found = []
-    for name in AREAS:
-        full = f"{__package__}.{name}"
-        try:
-            found.append(importlib.import_module(full))
-        except ModuleNotFoundError as missing:
-            if missing.name != full:
-                raise
-    return found
+    return [importlib.import_module(f"{__package__}.{name}") for name in AREAS]
