@@ -32,7 +32,13 @@ SITE: dict[str, Any] = {
             "memory": "25276063744",
             "interfaces": {
                 "eth0": {"type": "eth"},
-                "vmbr0": {"type": "bridge", "cidr": f"{address}/24", "bridge_ports": "eth0", "autostart": 1},
+                "vmbr0": {
+                    "type": "bridge",
+                    "cidr": f"{address}/24",
+                    "bridge_ports": "eth0",
+                    "autostart": 1,
+                    "gateway": "198.51.100.1",
+                },
             },
         }
         for name, address in (("n1", "198.51.100.21"), ("n2", "198.51.100.22"))

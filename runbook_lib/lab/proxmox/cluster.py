@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import lxc as lxc  # registers the containers' endpoints, which no area loads by name
 from .drift import BROADCAST_SECONDS, FORGOTTEN_SECONDS
-from .nodes import figures, level
+from .nodes import REPLICATION_ID, figures, level
 from .qemu.guest import GuestState
 from .quorum import quorate
 from .routing import Call, Integer, PveError, String, param_error, perm, route, split_list
@@ -379,10 +379,10 @@ def qdevice(call: Call) -> dict[str, Any]:
 
 
 @route("GET", "/cluster/config/totem", permission=AUDIT)
-def totem(call: Call) -> dict[str, Any]:
-    """The totem section of corosync.conf."""
+def totem(call: Call) -> dict[str, Any] | None:
+    """The totem section of corosync.conf; None on a standalone node."""
     if call.state.cluster_name is None:
-        return {}
+        return None
     return {
         "cluster_name": call.state.cluster_name,
         "config_version": str(len(call.state.nodes)),
@@ -390,6 +390,7 @@ def totem(call: Call) -> dict[str, Any]:
         "ip_version": "ipv4-6",
         "link_mode": "passive",
         "secauth": "on",
+        "token_coefficient": "125",
         "version": "2",
     }
 
@@ -578,7 +579,7 @@ def list_replication(call: Call) -> list[dict[str, Any]]:
 def get_replication(call: Call) -> dict[str, Any]:
     """One replication job."""
     name = call.params["id"]
-    if not re.fullmatch(r"[1-9]\d{2,8}-\d{1,9}", name):
+    if not re.fullmatch(REPLICATION_ID, name):
         raise param_error({"id": f"invalid format - invalid replication job id '{name}'\n"})
     job = call.state.areas.get("replication", {}).get(name)
     if job is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import math
+import re
 import zoneinfo
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import storage as storages
 from .drift import drift, phase
-from .routing import Boolean, Call, Integer, PveError, String, one_of, perm, route
+from .routing import Boolean, Call, Integer, PveError, String, one_of, param_error, perm, route
 from .worker import TaskContext
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class NodeState:
     timezone: str = "UTC"
     skew: float = 0.0  # seconds its clock is ahead
     search: str = "lab.test"
-    dns: list[str] = field(default_factory=list)
+    dns: list[str] = field(default_factory=lambda: ["127.0.0.1"])
     subscription: dict[str, Any] = field(default_factory=dict)
     updates: list[dict[str, Any]] = field(default_factory=list)
     certificates: list[dict[str, Any]] = field(default_factory=list)
@@ -287,6 +288,7 @@ def status(call: Call) -> dict[str, Any]:
             "flags": FLAGS,
             "hvm": "1",
             "user_hz": 100,
+            **({} if call.flavour == "8.4" else {"vendor": "GenuineIntel", "family": "6"}),
         },
         "memory": memory,
         "swap": {"total": node.swap, "used": 0, "free": node.swap},
@@ -861,6 +863,9 @@ def node_replication(call: Call) -> list[dict[str, Any]]:
     ]
 
 
+REPLICATION_ID = r"[1-9]\d{2,8}-\d{1,9}"
+
+
 def replication_row(call: Call, job: Mapping[str, Any]) -> dict[str, Any]:
     """One job with when it ran last."""
     now = int(call.clock.now())
@@ -879,6 +884,8 @@ def replication_row(call: Call, job: Mapping[str, Any]) -> dict[str, Any]:
 @route("GET", "/nodes/{node}/replication/{id}/status", permission="any")
 def node_replication_status(call: Call) -> dict[str, Any]:
     """One replication job with when it ran last."""
+    if not re.fullmatch(REPLICATION_ID, call.params["id"]):
+        raise param_error({"id": f"invalid format - invalid replication job id '{call.params['id']}'\n"})
     job = call.state.areas.get("replication", {}).get(call.params["id"])
     if job is None:
         raise PveError(500, f"no such replication job '{call.params['id']}'")

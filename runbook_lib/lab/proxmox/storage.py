@@ -430,9 +430,11 @@ def storage_digest(state: PveState) -> str:
     return hashlib.sha1(text.encode()).hexdigest()
 
 
-def configuration(storage: StorageState, *, digest: str | None) -> dict[str, Any]:
+def configuration(storage: StorageState, *, digest: str | None, flavour: str = "8.4") -> dict[str, Any]:
     """One entry of GET /storage."""
     row: dict[str, Any] = {"storage": storage.storage, "type": storage.type, "content": ",".join(storage.content)}
+    if flavour != "8.4":
+        row["priority"] = 0
     row.update(storage.options)
     if storage.nodes is not None:
         row["nodes"] = ",".join(storage.nodes)
@@ -530,7 +532,7 @@ def list_configuration(call: Call) -> list[dict[str, Any]]:
     """The entries of storage.cfg that the caller may see."""
     digest = storage_digest(call.state)
     return [
-        configuration(s, digest=digest)
+        configuration(s, digest=digest, flavour=call.flavour)
         for s in call.state.storages.values()
         if call.params.get("type") in (None, s.type)
         and call.allowed(f"/storage/{s.storage}", "Datastore.Audit", "Datastore.AllocateSpace", any_of=True)
@@ -587,7 +589,7 @@ def create_storage(call: Call) -> dict[str, Any]:
 def get_configuration(call: Call) -> dict[str, Any]:
     """One entry of storage.cfg."""
     storage = require_storage(call.state, call.params["storage"])
-    return configuration(storage, digest=storage_digest(call.state))
+    return configuration(storage, digest=storage_digest(call.state), flavour=call.flavour)
 
 
 @route(
