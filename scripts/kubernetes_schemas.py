@@ -15,11 +15,12 @@ import kubernetes_validate
 
 VERSION = "v1.36.0-local"
 TARGET = Path(__file__).resolve().parent.parent / "runbook_lib" / "lab" / "kubernetes" / "schemas"
-GROUPS = (
-    "core.v1 apps.v1 batch.v1 autoscaling.v1 autoscaling.v2 policy.v1 networking.v1 storage.v1 scheduling.v1 rbac.v1 "
-    "coordination.v1 events.v1 discovery.v1 node.v1 authentication.v1 authorization.v1 admissionregistration.v1 "
-    "certificates.v1 flowcontrol.v1 resource.v1"
-).split()
+GROUPS = [
+    "core.v1", "apps.v1", "batch.v1", "autoscaling.v1", "autoscaling.v2", "policy.v1", "networking.v1",
+    "storage.v1", "scheduling.v1", "rbac.v1", "coordination.v1", "events.v1", "discovery.v1", "node.v1",
+    "authentication.v1", "authorization.v1", "admissionregistration.v1", "certificates.v1", "flowcontrol.v1",
+    "resource.v1",
+]  # fmt: skip
 SCALARS = {
     "io.k8s.apimachinery.pkg.util.intstr.IntOrString": "x",
     "io.k8s.apimachinery.pkg.api.resource.Quantity": "q",
@@ -75,9 +76,7 @@ class Table:
                 node["k"] = schema["x-kubernetes-list-map-keys"]
             if schema.get("x-kubernetes-patch-merge-key"):
                 node["mk"] = schema["x-kubernetes-patch-merge-key"]
-            if "merge" in str(schema.get("x-kubernetes-patch-strategy", "")):
-                node["ps"] = schema["x-kubernetes-patch-strategy"]
-            elif schema.get("x-kubernetes-patch-strategy"):
+            if schema.get("x-kubernetes-patch-strategy"):
                 node["ps"] = schema["x-kubernetes-patch-strategy"]
             return node
         if kind == "object":
@@ -133,7 +132,8 @@ def main() -> None:
     TARGET.mkdir(exist_ok=True)
     lines = [f"{json.dumps(k)}:{json.dumps(v, separators=(',', ':'))}" for k, v in sorted(table.definitions.items())]
     head = json.dumps(dict(sorted(kinds.items())), separators=(",", ":"))
-    body = '{"version":"%s",\n"kinds":%s,\n"definitions":{\n%s\n}}\n' % (VERSION.split("-")[0], head, ",\n".join(lines))
+    version, rows = VERSION.split("-")[0], ",\n".join(lines)
+    body = f'{{"version":"{version}",\n"kinds":{head},\n"definitions":{{\n{rows}\n}}}}\n'
     (TARGET / "builtin.json").write_text(body)
     text = json.dumps(dict(sorted(table.descriptions.items())), separators=(",", ":")).encode()
     (TARGET / "descriptions.json.gz").write_bytes(gzip.compress(text, 9, mtime=0))

@@ -25,10 +25,16 @@ MASKED = {
     "uid", "resourceVersion", "creationTimestamp", "time", "deletionTimestamp", "lastTransitionTime",
     "lastHeartbeatTime", "lastUpdateTime", "token", "expirationTimestamp", "continue", "storageVersionHash", "ca.crt",
     "lastPhaseTransitionTime", "renewTime", "controller-uid", "batch.kubernetes.io/controller-uid", "firstTimestamp",
-    "lastTimestamp", "clusterIP", "nodePort", "observedGeneration",
+    "lastTimestamp", "clusterIP", "clusterIPs", "nodePort", "observedGeneration",
+}  # fmt: skip
+# managedFields are compared by tests of their own; the annotations are written by controllers.
+DROPPED = {
+    "managedFields", "description", "deployment.kubernetes.io/revision", "node.alpha.kubernetes.io/ttl",
+    "pv.kubernetes.io/bind-completed", "pv.kubernetes.io/bound-by-controller",
+    "volume.beta.kubernetes.io/storage-provisioner", "volume.kubernetes.io/storage-provisioner",
 }  # fmt: skip
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-SHOTS = {"shape": 0.0, "status": 0.0}
+SHOTS = {"shape": 0.82, "status": 0.95}
 
 
 def recordings(oracle: Path) -> list[Json]:
@@ -44,11 +50,13 @@ def masked(value: Any, key: str = "") -> Any:
     if key in MASKED:
         return "*"
     if isinstance(value, dict):
-        return {name: masked(item, name) for name, item in value.items() if name != "managedFields"}
+        kept = {name: masked(item, name) for name, item in value.items() if name not in DROPPED}
+        return {name: item for name, item in kept.items() if not (name == "annotations" and item == {})}
     if isinstance(value, list):
-        return [masked(item, key) for item in value]
+        # A deviation of the recorded build: one more source in the token volume.
+        return [masked(item, key) for item in value if "openshift-service-ca.crt" not in str(item)[:60]]
     if isinstance(value, str):
-        text = UUID.sub("<uuid>", value)
+        text = re.sub(r"(current: |record \()\d+", r"\1<version>", UUID.sub("<uuid>", value))
         return re.sub(r"\b(kube-api-access|g|dg)-[a-z0-9]{5}\b", r"\1-*", text)
     return value
 
@@ -215,9 +223,8 @@ async def replay(calls: list[Json], folder: Path) -> dict[int, str]:
         async with ClientSession(connector=UnixConnector(address), timeout=ClientTimeout(20)) as session:
             run = Replay(session, cluster)
             for call in calls:
-                if call["group"] in CONTROLLERS | WAITING or "events" in call or call["group"] == "watch":
-                    if call["method"] == "GET":
-                        continue
+                if call["method"] == "GET" and ("events" in call or call["group"] in CONTROLLERS | WAITING | {"watch"}):
+                    continue
                 status, value = await run.call(call)
                 found[call["n"]] = differs(call, status, value)
     finally:
@@ -226,7 +233,7 @@ async def replay(calls: list[Json], folder: Path) -> dict[int, str]:
 
 
 def test_recorded_calls_get_the_recorded_answers(oracle: Path, tmp_path: Path) -> None:
-    """Replayed in order, at least 90 % of the calls get the same status and most the same words and shape."""
+    """Replayed in order, 95 % of the calls get the same status and 82 % the same words and shape."""
     calls = recordings(oracle)
     found = asyncio.run(replay(calls, tmp_path))
     by_number = {call["n"]: call for call in calls}

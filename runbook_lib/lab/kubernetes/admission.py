@@ -294,16 +294,16 @@ def _baseline(spec: Json, every: list[Json], found: list[tuple[str, str]]) -> No
     shared = [name for name in ("hostNetwork", "hostPID", "hostIPC") if spec.get(name)]
     if shared:
         text = "host namespaces (" + ", ".join(f"{name}=true" for name in sorted(shared)) + ")"
-        found.append(("host namespaces", text))
+        found.append(("hostNamespaces", text))
     paths = [v["name"] for v in spec.get("volumes") or [] if "hostPath" in v]
     if paths:
-        found.append(("hostPath volumes", f"hostPath volumes ({_quoted(paths, 'volume')})"))
+        found.append(("hostPathVolumes", f"hostPath volumes ({_quoted(paths, 'volume')})"))
     ports = [c["name"] for c in every if any(p.get("hostPort") for p in c.get("ports") or [])]
     if ports:
         values = sorted({str(p["hostPort"]) for c in every for p in c.get("ports") or [] if p.get("hostPort")})
         word = "hostPort" if len(values) == 1 else "hostPorts"
         verb = "uses" if len(ports) == 1 else "use"
-        found.append(("hostPort", f"hostPort ({_quoted(ports, 'container')} {verb} {word} {', '.join(values)})"))
+        found.append(("hostPorts", f"hostPort ({_quoted(ports, 'container')} {verb} {word} {', '.join(values)})"))
     privileged = [c["name"] for c in every if _context(c).get("privileged")]
     if privileged:
         text = f"privileged ({_quoted(privileged, 'container')} must not set securityContext.privileged=true)"
@@ -317,7 +317,7 @@ def _baseline(spec: Json, every: list[Json], found: list[tuple[str, str]]) -> No
     if adding:
         names = ", ".join(f'"{name}"' for name in sorted(added))
         text = f"{_quoted(adding, 'container')} must not include {names} in securityContext.capabilities.add"
-        found.append(("non-default capabilities", f"non-default capabilities ({text})"))
+        found.append(("capabilities_baseline", f"non-default capabilities ({text})"))
 
 
 _VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
@@ -332,7 +332,7 @@ def _restricted(spec: Json, every: list[Json], found: list[tuple[str, str]]) -> 
     loose = [c["name"] for c in every if "ALL" not in ((_context(c).get("capabilities") or {}).get("drop") or [])]
     if loose:
         text = f'{_quoted(loose, "container")} must set securityContext.capabilities.drop=["ALL"]'
-        found.append(("unrestricted capabilities", f"unrestricted capabilities ({text})"))
+        found.append(("capabilities_restricted", f"unrestricted capabilities ({text})"))
     kinds = [(v["name"], next(iter(set(v) - {"name"}), "emptyDir")) for v in spec.get("volumes") or []]
     bad = [(name, kind) for name, kind in kinds if kind not in _VOLUMES]
     if bad:
@@ -340,7 +340,7 @@ def _restricted(spec: Json, every: list[Json], found: list[tuple[str, str]]) -> 
         verb = "uses" if len(bad) == 1 else "use"
         word = "type" if len({kind for _, kind in bad}) == 1 else "types"
         text = f"{_quoted([n for n, _ in bad], 'volume')} {verb} restricted volume {word} {shown}"
-        found.append(("restricted volume types", f"restricted volume types ({text})"))
+        found.append(("restrictedVolumes", f"restricted volume types ({text})"))
     rooted = [c["name"] for c in every if not _context(c).get("runAsNonRoot", pod.get("runAsNonRoot", False))]
     if rooted:
         who = f"pod or {_quoted(rooted, 'container')}"
@@ -348,7 +348,7 @@ def _restricted(spec: Json, every: list[Json], found: list[tuple[str, str]]) -> 
     zero = [c["name"] for c in every if _context(c).get("runAsUser") == 0]
     if zero or pod.get("runAsUser") == 0:
         who = _quoted(zero, "container") if zero else "pod"
-        found.append(("runAsUser=0", f"runAsUser=0 ({who} must not set runAsUser=0)"))
+        found.append(("runAsUser", f"runAsUser=0 ({who} must not set runAsUser=0)"))
     profile = (pod.get("seccompProfile") or {}).get("type")
     open_ = [
         c["name"]

@@ -193,7 +193,7 @@ def _merge_items(live: list[Any], applied: list[Any], shape: Json) -> list[Any]:
 def remove(obj: Any, gone: set[Path]) -> Any:
     """The object without the named paths; holders left empty by it go too when they are named."""
     result = obj
-    for path in sorted(gone, key=len, reverse=True):
+    for path in sorted(gone, key=len):
         result = _without(result, path)
     return result
 
@@ -266,7 +266,8 @@ def _list_errors(value: list[Any], shape: Json, path: str) -> str:
 def _typed_name(value: Any) -> str:
     if isinstance(value, bool):
         return f"&value.valueUnstructured{{Value:{str(value).lower()}}}"
-    return {str: "string", list: "list", dict: "map"}.get(type(value), f"&value.valueUnstructured{{Value:{value}}}")
+    known: dict[type, str] = {str: "string", list: "list", dict: "map"}
+    return known.get(type(value), f"&value.valueUnstructured{{Value:{value}}}")
 
 
 def _scalar_error(value: Any, node: str, path: str) -> str:
@@ -283,7 +284,7 @@ Entry = Json
 
 
 def _entry(manager: str, operation: str, version: str, time: str, subresource: str, found: set[Path]) -> Entry:
-    entry = {"manager": manager, "operation": operation, "apiVersion": version, "time": time}
+    entry: Entry = {"manager": manager, "operation": operation, "apiVersion": version, "time": time}
     entry |= {"fieldsType": "FieldsV1", "fieldsV1": to_fields(found)}
     return entry | ({"subresource": subresource} if subresource else {})
 

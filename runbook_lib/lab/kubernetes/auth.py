@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .rbac import Request
@@ -133,6 +134,9 @@ def impersonate(cluster: Cluster, user: User, headers: Any, request: Request) ->
     else:
         wish = Request("impersonate", "", "users", "", "", name)
     if not cluster.rbac.allowed(user, wish)[0]:
+        if wish.resource == "users":
+            on = replace(request, verb=f"impersonate-on:user-info:{request.verb}")
+            raise refuse(user, on)
         raise refuse_impersonation(user, wish)
     for group in groups:
         wish = Request("impersonate", "", "groups", "", "", group)

@@ -286,7 +286,7 @@ class Cluster:
         obj = admission.mutate(self, kind, obj, None, options)
         errors = validation.create(self, kind, obj)
         if errors:
-            raise invalid(kind.group, kind.kind, obj["metadata"].get("name", ""), errors)
+            raise invalid(_shown_group(kind), kind.kind, obj["metadata"].get("name", ""), errors)
         admission.validate(self, kind, obj, None, options)
         name = obj["metadata"]["name"]
         if self.store.get(kind.bucket, (namespace, name)):
@@ -321,9 +321,7 @@ class Cluster:
     def _check_scope(self, kind: Kind, meta: Json, namespace: str) -> None:
         given = meta.get("namespace", "")
         if kind.namespaced and given and given != namespace:
-            raise bad_request(
-                "the namespace of the provided object does not match the namespace sent on the request"
-            )
+            raise bad_request("the namespace of the provided object does not match the namespace sent on the request")
         if not kind.namespaced:
             meta.pop("namespace", None)
 
@@ -337,6 +335,9 @@ class Cluster:
             meta["name"] = name if not options.subresource else meta.get("name", name)
         self._check_url(kind, meta, namespace, name)
         stored = self.stored(kind, namespace, name)
+        if kind.custom is not None and not options.subresource and not meta.get("resourceVersion"):
+            cause = invalid_value("metadata.resourceVersion", 0, "must be specified for an update")
+            raise invalid(kind.group, kind.plural, name, [cause])
         return self.write(kind, stored, obj, options)
 
     def _check_url(self, kind: Kind, meta: Json, namespace: str, name: str) -> None:
@@ -361,7 +362,7 @@ class Cluster:
             return old
         errors = validation.update(self, kind, obj, old, options.subresource)
         if errors:
-            raise invalid(kind.group, kind.kind, name, errors)
+            raise invalid(_shown_group(kind), kind.kind, name, errors)
         admission.validate(self, kind, obj, old, options)
         if kind.kind == "CustomResourceDefinition" and not options.dry_run and options.subresource != "status":
             obj = crd.establish(self, obj)
@@ -388,11 +389,6 @@ class Cluster:
         version = meta.get("resourceVersion")
         if version and version != "0" and version != old["metadata"]["resourceVersion"]:
             raise conflict(kind.group, kind.plural, name, MODIFIED)
-        if not version and kind.custom is not None and kind.extras.get("strict_update"):
-            raise invalid(
-                kind.group, kind.kind, name,
-                [invalid_value("metadata.resourceVersion", 0, "must be specified for an update")],
-            )  # fmt: skip
 
     def _prepare_update(self, kind: Kind, old: Json, obj: Json, options: Options) -> Json:
         before = old["metadata"]
@@ -522,7 +518,7 @@ class Cluster:
         obj = admission.mutate(self, kind, obj, None, options)
         errors = validation.create(self, kind, obj)
         if errors:
-            raise invalid(kind.group, kind.kind, obj["metadata"].get("name", ""), errors)
+            raise invalid(_shown_group(kind), kind.kind, obj["metadata"].get("name", ""), errors)
         admission.validate(self, kind, obj, None, options)
         if kind.kind == "CustomResourceDefinition" and not options.dry_run:
             obj = crd.establish(self, obj)
@@ -591,7 +587,9 @@ class Cluster:
             labels = ((obj.get("spec") or {}).get("selector") or {}).get("matchLabels") or {}
             status["selector"] = ",".join(f"{k}={v}" for k, v in sorted(labels.items()))
         elif paths.get("labelSelectorPath"):
-            status |= {"selector": crd.at(obj, paths["labelSelectorPath"])} if crd.at(obj, paths["labelSelectorPath"]) else {}
+            status |= (
+                {"selector": crd.at(obj, paths["labelSelectorPath"])} if crd.at(obj, paths["labelSelectorPath"]) else {}
+            )
         spec = {"replicas": replicas} if replicas else {}
         return {"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": meta, "spec": spec, "status": status}
 
@@ -610,6 +608,12 @@ class Cluster:
         policy = wish.get("propagationPolicy")
         if wish.get("orphanDependents"):
             policy = "Orphan"
+        if policy is None and kind.plural == "jobs" and kind.group == "batch":
+            policy = "Orphan"
+            options.warnings.append(
+                "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove "
+                "them or set propagationPolicy=Orphan to suppress this warning"
+            )
         finalizers = [f for f in meta.get("finalizers") or [] if f not in ("orphan", "foregroundDeletion")]
         if policy == "Orphan":
             finalizers.append("orphan")
@@ -630,8 +634,10 @@ class Cluster:
                 crd.forget(self, obj)
             gc.settle(self)
             return self._deleted(kind, gone.obj)
-        if already and finalizers == list(meta.get("finalizers") or []) and (
-            grace >= meta.get("deletionGracePeriodSeconds", 0)
+        if (
+            already
+            and finalizers == list(meta.get("finalizers") or [])
+            and (grace >= meta.get("deletionGracePeriodSeconds", 0))
         ):
             return self.view(kind, obj)
         if finalizers:
@@ -698,6 +704,8 @@ class Cluster:
                 self.owners.get(reference.get("uid", ""), set()).discard(place)
         uid = change.new.obj["metadata"].get("uid", "")
         if change.type == "DELETED":
+            for reference in change.new.obj["metadata"].get("ownerReferences") or []:
+                self.dirty.add(("deleting", reference.get("uid", "")))
             self.uids.pop(uid, None)
             self.dirty.add(("deleted", uid))
         else:
@@ -762,6 +770,10 @@ def _only(obj: Json, key: str) -> Json:
 
 def _gv(kind: Kind) -> str:
     return kind.api_version if kind.group else f"/{kind.version}"
+
+
+def _shown_group(kind: Kind) -> str:
+    return "" if kind.group == "events.k8s.io" else kind.group
 
 
 def _drop_nulls(value: Any) -> Any:

@@ -32,7 +32,9 @@ def schema_of(kind: Kind) -> Json:
 
 def at(obj: Any, path: str) -> Any:
     """The value under a simple JSON path (`.spec.replicas`, `.status.conditions[?(@.type=="Ready")].status`)."""
-    for part in re.findall(r"\.([A-Za-z0-9_-]+)|\.?\['([^']+)'\]|\[(\d+)\]|\[\?\(@\.(\w+)\s*==\s*['\"]([^'\"]*)['\"]\)\]", path):
+    for part in re.findall(
+        r"\.([A-Za-z0-9_-]+)|\.?\['([^']+)'\]|\[(\d+)\]|\[\?\(@\.(\w+)\s*==\s*['\"]([^'\"]*)['\"]\)\]", path
+    ):
         name, quoted, number, key, value = part
         if name or quoted:
             obj = obj.get((name or quoted).replace("\\.", ".")) if isinstance(obj, dict) else None
@@ -52,7 +54,7 @@ def prune(kind: Kind, body: Json) -> tuple[Json, list[str]]:
     """The body without what the schema does not declare, and the paths that went."""
     unknown: list[str] = []
     schema = schema_of(kind)
-    result = {key: body[key] for key in ("apiVersion", "kind") if key in body}
+    result: Json = {key: body[key] for key in ("apiVersion", "kind") if key in body}
     meta = body.get("metadata")
     if isinstance(meta, dict):
         decoder = Decoder(kind)
@@ -357,7 +359,11 @@ def establish(cluster: Cluster, definition: Json) -> Json:
             _condition(cluster, "NamesAccepted", "NoConflicts", "no conflicts found"),
             _condition(cluster, "Established", "InitialNamesAccepted", "the initial names have been accepted"),
         ]
-    accepted = {key: naming[key] for key in ("plural", "singular", "shortNames", "kind", "listKind", "categories") if naming.get(key)}
+    accepted = {
+        key: naming[key]
+        for key in ("plural", "singular", "shortNames", "kind", "listKind", "categories")
+        if naming.get(key)
+    }
     return definition | {"status": status | {"acceptedNames": accepted, "storedVersions": versions}}
 
 

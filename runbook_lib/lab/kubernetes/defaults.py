@@ -21,12 +21,17 @@ def bootstrap_objects() -> list[Json]:
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
         for name in ("default", "kube-system", "kube-public", "kube-node-lease")
     ]
-    for name, value in (("system-cluster-critical", 2000000000), ("system-node-critical", 2000001000)):
+    moved = "run in the cluster, but can be moved to another node if necessary"
+    stays = "not be moved from their current node"
+    for name, value, what in (
+        ("system-cluster-critical", 2000000000, moved),
+        ("system-node-critical", 2000001000, stays),
+    ):
         found.append(
             {
                 "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name},
                 "value": value, "preemptionPolicy": "PreemptLowerPriority",
-                "description": f"Used for system critical pods that must {'not be moved from their current node' if 'node' in name else 'run in the cluster, but can be moved to another node if necessary'}.",
+                "description": f"Used for system critical pods that must {what}.",
             }
         )  # fmt: skip
     found.append(
@@ -66,7 +71,20 @@ def reset_status(kind: Kind, obj: Json) -> Json:
 def apply(kind: Kind, obj: Json, old: Json | None, cluster: Cluster) -> Json:
     """The object with the defaults of its kind."""
     function = _BY_KIND.get(kind.kind)
-    return function(dict(obj), old, cluster) if function else obj
+    obj = function(dict(obj), old, cluster) if function else obj
+    times = _CONDITION_TIMES.get(kind.kind)
+    conditions = (obj.get("status") or {}).get("conditions") if times else None
+    if not times or not conditions:
+        return obj
+    blank = dict.fromkeys(times)
+    return obj | {"status": obj["status"] | {"conditions": [blank | row for row in conditions]}}
+
+
+# Times a condition shows as null when they are not given.
+_CONDITION_TIMES = {
+    "Pod": ("lastProbeTime", "lastTransitionTime"), "Node": ("lastHeartbeatTime", "lastTransitionTime"),
+    "Deployment": ("lastUpdateTime", "lastTransitionTime"), "Job": ("lastProbeTime", "lastTransitionTime"),
+}  # fmt: skip
 
 
 def _spec(obj: Json) -> Json:
@@ -214,6 +232,10 @@ def _daemon_set(obj: Json, old: Json | None, cluster: Cluster) -> Json:
     if strategy["type"] == "RollingUpdate":
         rolling = {"maxUnavailable": 1, "maxSurge": 0} | (strategy.get("rollingUpdate") or {})
         spec["updateStrategy"] = strategy | {"rollingUpdate": rolling}
+    notes = obj["metadata"].get("annotations") or {}
+    if "deprecated.daemonset.template.generation" not in notes:
+        notes = {"deprecated.daemonset.template.generation": "1"} | notes
+        obj["metadata"] = obj["metadata"] | {"annotations": notes}
     zero = {"currentNumberScheduled": 0, "numberMisscheduled": 0, "desiredNumberScheduled": 0, "numberReady": 0}
     obj["status"] = zero | (obj.get("status") or {})
     return obj
@@ -261,6 +283,8 @@ def _job(obj: Json, old: Json | None, cluster: Cluster) -> Json:
         }  # fmt: skip
         meta = spec["template"]["metadata"]
         meta["labels"] = (meta.get("labels") or {}) | labels
+        if not obj["metadata"].get("labels"):
+            obj["metadata"] = obj["metadata"] | {"labels": meta["labels"]}
     _fill(obj, status={})
     return obj
 
@@ -324,7 +348,8 @@ def _addresses(obj: Json, spec: Json, old: Json | None, cluster: Cluster) -> Non
 
 
 def _taken(cluster: Cluster, but: Json) -> tuple[set[str], set[int]]:
-    addresses, ports = set(), set()
+    addresses: set[str] = set()
+    ports: set[int] = set()
     me = (but["metadata"].get("namespace"), but["metadata"].get("name"))
     for other in cluster.each("/services"):
         if (other["metadata"].get("namespace"), other["metadata"]["name"]) == me:
@@ -357,7 +382,9 @@ def _claim_address(obj: Json, address: str, cluster: Cluster) -> None:
         return
     if reason and not getattr(cluster, "_loading", False):
         detail = f"failed to allocate IP {address}: {reason}"
-        raise invalid("", "Service", obj["metadata"].get("name", ""), [invalid_value("spec.clusterIPs", [address], detail)])
+        raise invalid(
+            "", "Service", obj["metadata"].get("name", ""), [invalid_value("spec.clusterIPs", [address], detail)]
+        )
 
 
 def _node_ports(obj: Json, spec: Json, old: Json | None, cluster: Cluster) -> None:
@@ -408,8 +435,10 @@ def _node(obj: Json, old: Json | None, cluster: Cluster) -> Json:
     if spec.get("podCIDR") and not spec.get("podCIDRs"):
         spec["podCIDRs"] = [spec["podCIDR"]]
     blank = dict.fromkeys(
-        "machineID systemUUID bootID kernelVersion osImage containerRuntimeVersion kubeletVersion kubeProxyVersion "
-        "operatingSystem architecture".split(), "",
+        [
+            "machineID", "systemUUID", "bootID", "kernelVersion", "osImage", "containerRuntimeVersion",
+            "kubeletVersion", "kubeProxyVersion", "operatingSystem", "architecture",
+        ], "",
     )  # fmt: skip
     status = obj["status"] = dict(obj.get("status") or {})
     _fill(status, daemonEndpoints={"kubeletEndpoint": {"Port": 0}})
@@ -542,7 +571,14 @@ def _webhooks(obj: Json, old: Json | None, cluster: Cluster) -> Json:
     hooks = []
     for given in obj.get("webhooks") or []:
         hook = dict(given)
-        _fill(hook, failurePolicy="Fail", matchPolicy="Equivalent", namespaceSelector={}, objectSelector={}, timeoutSeconds=10)
+        _fill(
+            hook,
+            failurePolicy="Fail",
+            matchPolicy="Equivalent",
+            namespaceSelector={},
+            objectSelector={},
+            timeoutSeconds=10,
+        )
         if obj.get("kind") == "MutatingWebhookConfiguration":
             _fill(hook, reinvocationPolicy="Never")
         if "rules" in hook:

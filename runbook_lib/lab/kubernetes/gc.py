@@ -113,7 +113,9 @@ def _deleting(cluster: Cluster, uid: str) -> None:
     elif "foregroundDeletion" in finalizers:
         blocking = False
         for where, name in dependents:
-            _delete(cluster, where, name, "Foreground" if cluster.owners.get(_uid(cluster, where, name)) else "Background")
+            _delete(
+                cluster, where, name, "Foreground" if cluster.owners.get(_uid(cluster, where, name)) else "Background"
+            )
             other = cluster.store.get(where, name)
             references = other.obj["metadata"].get("ownerReferences") or [] if other else []
             blocking = blocking or any(r["uid"] == uid and r.get("blockOwnerDeletion") for r in references)
@@ -166,7 +168,7 @@ def _namespace(cluster: Cluster, name: str) -> None:
             still = cluster.store.get(bucket, key)
             if still is not None:
                 kind = _kind(cluster, bucket)
-                label = f"{kind.plural}.{kind.group}".rstrip(".") if kind else bucket
+                label = f"{kind.plural}.{kind.group}" if kind else bucket
                 left[label] = left.get(label, 0) + 1
                 for finalizer in item.obj["metadata"].get("finalizers") or []:
                     finalizers[finalizer] = finalizers.get(finalizer, 0) + 1
@@ -210,9 +212,7 @@ def _conditions(cluster: Cluster, obj: Json, left: dict[str, int], finalizers: d
     for name, value, reason, message in rows:
         old = before.get(name)
         stamp = old["lastTransitionTime"] if old and old["status"] == value else cluster.now()
-        found.append(
-            {"type": name, "status": value, "lastTransitionTime": stamp, "reason": reason, "message": message}
-        )
+        found.append({"type": name, "status": value, "lastTransitionTime": stamp, "reason": reason, "message": message})
     return found
 
 

@@ -48,7 +48,9 @@ MESSAGES: dict[str, Fields] = {
         "PathAttributes": "1:path:s 2:verb:s",
         "SubjectAccessReview": "1:metadata:Meta 2:spec:AccessSpec",
         "LocalSubjectAccessReview": "1:metadata:Meta 2:spec:AccessSpec",
-        "AccessSpec": "1:resourceAttributes:Attributes 2:nonResourceAttributes:PathAttributes 3:user:s 4:groups:[s] 6:uid:s",
+        "AccessSpec": (
+            "1:resourceAttributes:Attributes 2:nonResourceAttributes:PathAttributes 3:user:s 4:groups:[s] 6:uid:s"
+        ),
         "SelfSubjectRulesReview": "1:metadata:Meta 2:spec:RulesSpec",
         "RulesSpec": "1:namespace:s",
         "SelfSubjectReview": "1:metadata:Meta",
@@ -58,7 +60,10 @@ MESSAGES: dict[str, Fields] = {
         "TokenSpec": "1:audiences:[s] 3:boundObjectRef:Bound 4:expirationSeconds:i",
         "Bound": "1:kind:s 2:apiVersion:s 3:name:s 4:uid:s",
         "Eviction": "1:metadata:Meta 2:deleteOptions:DeleteOptions",
-        "DeleteOptions": "1:gracePeriodSeconds:i 2:preconditions:Preconditions 3:orphanDependents:b 4:propagationPolicy:s 5:dryRun:[s]",
+        "DeleteOptions": (
+            "1:gracePeriodSeconds:i 2:preconditions:Preconditions 3:orphanDependents:b 4:propagationPolicy:s "
+            "5:dryRun:[s]"
+        ),
         "Preconditions": "1:uid:s 2:resourceVersion:s",
         "Binding": "1:metadata:Meta 2:target:Target",
         "Target": "1:kind:s 2:namespace:s 3:name:s",
@@ -78,7 +83,9 @@ MESSAGES: dict[str, Fields] = {
         "Selector": "1:matchLabels:{s} 2:matchExpressions:[Expression]",
         "Expression": "1:key:s 2:operator:s 3:values:[s]",
         "Lease": "1:metadata:Meta 2:spec:LeaseSpec",
-        "LeaseSpec": "1:holderIdentity:s 2:leaseDurationSeconds:i 3:acquireTime:Time 4:renewTime:Time 5:leaseTransitions:i",
+        "LeaseSpec": (
+            "1:holderIdentity:s 2:leaseDurationSeconds:i 3:acquireTime:Time 4:renewTime:Time 5:leaseTransitions:i"
+        ),
         "Time": "1:seconds:i 2:nanos:i",
         "TypeMeta": "1:apiVersion:s 2:kind:s",
     }.items()

@@ -122,12 +122,13 @@ def enforce(cluster: Cluster, kind: Kind, obj: Json, old: Json | None) -> None:
         if over:
             shown = sorted(over)
 
-            def text(values: dict[str, Any], shown: list[str] = shown, hard: Json = hard) -> str:
+            def total_of(values: dict[str, Any], shown: list[str] = shown, hard: Json = hard) -> str:
                 return ",".join(f"{n}={_show(values[n], str(hard[n]))}" for n in shown)
 
             raise forbidden(
                 kind.group, kind.plural, name,
-                f"exceeded quota: {label}, requested: {text(grown)}, used: {text(total)}, limited: {text(hard)}",
+                f"exceeded quota: {label}, requested: {total_of(grown)}, used: {total_of(total)}, "
+                f"limited: {total_of(hard)}",
             )  # fmt: skip
 
 

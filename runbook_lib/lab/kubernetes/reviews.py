@@ -15,6 +15,7 @@ from .status import (
     bad_request,
     conflict,
     forbidden,
+    internal,
     invalid,
     invalid_value,
     not_found,
@@ -33,9 +34,10 @@ REVIEWS = {
 def create(cluster: Cluster, kind: Kind, namespace: str, body: Json, user: User) -> Json:
     """The answered review."""
     review = Decoder(kind).read({k: v for k, v in body.items() if k not in ("kind", "apiVersion")})
-    head = {"kind": kind.kind, "apiVersion": kind.api_version, "metadata": review.get("metadata") or {}}
+    head: Json = {"kind": kind.kind, "apiVersion": kind.api_version, "metadata": review.get("metadata") or {}}
     spec = review.get("spec") or {}
     if kind.kind == "SelfSubjectReview":
+        head["metadata"] = head["metadata"] | {"creationTimestamp": cluster.now()}
         return head | {"status": {"userInfo": _info(user)}}
     if kind.kind == "TokenReview":
         return head | {"spec": spec, "status": _token_review(cluster, spec)}
@@ -113,14 +115,19 @@ def token(cluster: Cluster, namespace: str, name: str, body: Json) -> Json:
         uid = other.obj["metadata"]["uid"]
         if bound.get("uid") and bound["uid"] != uid:
             text = f"the UID in the bound object reference ({bound['uid']}) does not match the UID in record ({uid})"
-            raise conflict("", place[1:], bound["name"], text + ". The object might have been deleted and then recreated")
+            raise conflict(
+                "", place[1:], bound["name"], text + ". The object might have been deleted and then recreated"
+            )
     text, until = auth.issue(
         cluster, namespace, name, stored.obj["metadata"]["uid"], seconds, spec.get("audiences"), bound
     )
     stamp = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
         "kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1",
-        "metadata": {"name": name, "namespace": namespace, "creationTimestamp": cluster.now()},
+        "metadata": {
+            "name": name, "namespace": namespace, "uid": stored.obj["metadata"]["uid"],
+            "creationTimestamp": cluster.now(),
+        },
         "spec": {
             "audiences": spec.get("audiences") or [auth.ISSUER], "expirationSeconds": seconds, "boundObjectRef": bound,
         },
@@ -135,9 +142,7 @@ def bind(cluster: Cluster, namespace: str, name: str, body: Json, options: Optio
         raise not_found("", "pods", name)
     node = (body.get("target") or {}).get("name", "")
     if not node:
-        from .status import required
-
-        raise invalid("", "Binding", name, [required("target.name")])
+        raise internal("target.name: Required value")
     current = stored.obj["spec"].get("nodeName")
     if current:
         raise conflict("", "pods/binding", name, f'pod {name} is already assigned to node "{current}"')
@@ -199,6 +204,10 @@ def rescale(cluster: Cluster, kind: Kind, obj: Json, wanted: Json, options: Opti
     if given.get("name", name) != name:
         raise bad_request(f"the name of the object ({given['name']}) does not match the name on the URL ({name})")
     replicas = (wanted.get("spec") or {}).get("replicas", 0)
+    if kind.custom is not None and isinstance(replicas, int) and replicas < 0:
+        place = (((kind.custom.get("subresources") or {}).get("scale")) or {}).get("specReplicasPath", ".spec.replicas")
+        cause = invalid_value(place, replicas, "should be a non-negative integer")
+        raise invalid(kind.group, kind.kind, name, [cause])
     if not isinstance(replicas, int) or replicas < 0:
         text = "must be greater than or equal to 0"
         raise invalid("autoscaling", "Scale", name, [invalid_value("spec.replicas", replicas, text)])

@@ -245,7 +245,8 @@ def json_type(value: Any) -> str:
         return "bool"
     if isinstance(value, (int, float)):
         return "number"
-    return {str: "string", list: "array", dict: "object"}.get(type(value), "null")
+    known: dict[type, str] = {str: "string", list: "array", dict: "object"}
+    return known.get(type(value), "null")
 
 
 def _go_type(node: Any, name: str) -> str:
@@ -371,9 +372,7 @@ class Decoder:
     def _time(self, value: str) -> str:
         if re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", value):
             return value
-        raise self._fail(
-            f'parsing time "{value}" as "2006-01-02T15:04:05Z07:00": cannot parse "{value}" as "2006"'
-        )
+        raise self._fail(f'parsing time "{value}" as "2006-01-02T15:04:05Z07:00": cannot parse "{value}" as "2006"')
 
     def _bytes(self, value: str) -> str:
         try:

@@ -130,10 +130,11 @@ def at_path(obj: Any, path: str) -> str:
     return ("true" if obj else "false") if isinstance(obj, bool) else str(obj)
 
 
-POD_FIELDS = (
-    "metadata.name metadata.namespace spec.nodeName spec.restartPolicy spec.schedulerName spec.serviceAccountName "
-    "spec.hostNetwork status.phase status.podIP status.podIPs status.nominatedNodeName"
-).split()
+POD_FIELDS = [
+    "metadata.name", "metadata.namespace", "spec.nodeName", "spec.restartPolicy", "spec.schedulerName",
+    "spec.serviceAccountName", "spec.hostNetwork", "status.phase", "status.podIP", "status.podIPs",
+    "status.nominatedNodeName",
+]  # fmt: skip
 FIELDS = {
     "Pod": POD_FIELDS,
     "Node": ["metadata.name", "spec.unschedulable"],
@@ -170,7 +171,7 @@ class FieldRequirement:
         return (actual == self.value) is self.equal
 
 
-def parse_fields(text: str, kind: str, gvk_label: str, extra: Iterable[str] = ()) -> list[FieldRequirement]:
+def parse_fields(text: str, kind: str, extra: Iterable[str] = ()) -> list[FieldRequirement]:
     """The clauses of a field selector a kind supports; ApiError 400 otherwise."""
     known = FIELDS.get(kind, ["metadata.name", "metadata.namespace"])
     clauses = []
@@ -180,14 +181,12 @@ def parse_fields(text: str, kind: str, gvk_label: str, extra: Iterable[str] = ()
             raise bad_request(f"invalid selector: '{text}'; can't understand '{part}'")
         path, operator, value = match.groups()
         if path not in known and path not in extra:
-            raise bad_request(_unknown_field(path, kind, gvk_label))
+            raise bad_request(_unknown_field(path, kind))
         clauses.append(FieldRequirement(path, operator != "!=", value))
     return clauses
 
 
-def _unknown_field(path: str, kind: str, gvk_label: str) -> str:
+def _unknown_field(path: str, kind: str) -> str:
     if kind in FIELDS:
-        return f"field label not supported: {path}" if kind != "Secret" else f"field label not supported: {path}"
-    if gvk_label:
         return f"field label not supported: {path}"
     return f'"{path}" is not a known field selector: only "metadata.name", "metadata.namespace"'

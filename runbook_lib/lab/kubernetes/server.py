@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiohttp import WSMsgType, web
+from aiohttp import web
 
 from . import auth, discovery, openapi, reviews, table, wire
 from .cluster import Cluster, Options, User, _selected
@@ -24,6 +24,8 @@ from .status import (
     bad_request,
     forbidden_field,
     internal,
+    invalid,
+    invalid_value,
     method_not_allowed,
     no_resource,
     not_found,
@@ -43,11 +45,11 @@ PATCHES = (
     "application/apply-patch+yaml", "application/apply-patch+cbor",
 )  # fmt: skip
 PROTECTED = ("/healthz", "/livez", "/readyz")
-CHECKS = (
-    "ping log etcd etcd-readiness informer-sync poststarthook/start-apiextensions-informers "
-    "poststarthook/crd-informer-synced poststarthook/rbac/bootstrap-roles "
-    "poststarthook/apiservice-registration-controller poststarthook/apiservice-discovery-controller shutdown"
-).split()
+CHECKS = [
+    "ping", "log", "etcd", "etcd-readiness", "informer-sync", "poststarthook/start-apiextensions-informers",
+    "poststarthook/crd-informer-synced", "poststarthook/rbac/bootstrap-roles",
+    "poststarthook/apiservice-registration-controller", "poststarthook/apiservice-discovery-controller", "shutdown",
+]  # fmt: skip
 
 
 def create_app(cluster: Cluster) -> web.Application:
@@ -136,7 +138,13 @@ class Call:
             raise no_resource() if found.name else method_not_allowed()
         if not kind.namespaced and found.namespace and found.resource != "namespaces":
             raise no_resource()
-        if not found.subresource or found.subresource in ("status", "finalize", "approval", "resize", "ephemeralcontainers"):
+        if not found.subresource or found.subresource in (
+            "status",
+            "finalize",
+            "approval",
+            "resize",
+            "ephemeralcontainers",
+        ):
             self.form = self._accept()
         if found.subresource:
             return await self._sub(kind, found)
@@ -183,7 +191,9 @@ class Call:
     def _selectors(self, kind: Kind) -> tuple[list[Requirement], list[FieldRequirement]]:
         extra = [row["jsonPath"].lstrip(".") for row in (kind.custom or {}).get("selectableFields") or []]
         labels = parse_labels(self.query.get("labelSelector", ""))
-        return labels, parse_fields(self.query.get("fieldSelector", ""), kind.kind if kind.custom is None else "", "", extra)
+        return labels, parse_fields(
+            self.query.get("fieldSelector", ""), kind.kind if kind.custom is None else "", extra
+        )
 
     def _number(self, name: str) -> int:
         text = self.query.get(name, "")
@@ -350,6 +360,9 @@ class Call:
 
     def _check_kind(self, kind: Kind, value: Json) -> None:
         given, version = value.get("kind", ""), value.get("apiVersion", "")
+        if kind.custom is not None:
+            self._check_custom(kind, value)
+            return
         if (given and given != kind.kind) or (version and version != kind.api_version):
             if kind.custom is None and (version, given) not in self.cluster.registry.by_gvk and given == kind.kind:
                 pass
@@ -358,13 +371,31 @@ class Call:
             wanted = f"{kind.group}/{kind.version}, Kind={kind.kind}"
             label = kind.api_version if kind.group else kind.version
             raise bad_request(
-                f"{given} in version \"{number}\" cannot be handled as a {kind.kind}: no kind \"{given}\" is registered "
-                f"for version \"{version}\" in scheme"
+                f'{given} in version "{number}" cannot be handled as a {kind.kind}: no kind "{given}" is registered '
+                f'for version "{version}" in scheme'
                 if (version, given) not in self.cluster.registry.by_gvk and kind.custom is None
                 else f"the API version in the data ({version}) does not match the expected API version ({label})"
                 if given == kind.kind or not given
-                else f"{given} in version \"{number}\" cannot be handled as a {kind.kind}: converting "
+                else f'{given} in version "{number}" cannot be handled as a {kind.kind}: converting '
                 f"({shown}) to ({wanted}): unknown conversion"
+            )
+
+    def _check_custom(self, kind: Kind, value: Json) -> None:
+        given, version = value.get("kind", ""), value.get("apiVersion", "")
+        name = (value.get("metadata") or {}).get("name", "") if isinstance(value.get("metadata"), dict) else ""
+        if not given:
+            shown = json.dumps(value)
+            cut = shown if len(shown) <= 25 else shown[:25] + " ..."
+            raise bad_request(
+                f"the object provided is unrecognized (must be of type {kind.kind}): Object 'Kind' is missing in "
+                f"'{shown}' ({cut})"
+            )
+        if given != kind.kind:
+            cause = invalid_value("kind", given, f"must be {kind.kind}")
+            raise invalid(kind.group, given, name, [cause])
+        if version != kind.api_version:
+            raise bad_request(
+                f"the API version in the data ({version}) does not match the expected API version ({kind.api_version})"
             )
 
     async def _create(self, kind: Kind, namespace: str) -> web.StreamResponse:
@@ -557,7 +588,8 @@ class Call:
         if hook is not None:
             answer = await hook(found, self.request)
             if answer is not None:
-                return answer  # type: ignore[no-any-return]
+                found_answer: web.StreamResponse = answer
+                return found_answer
         text = f'no endpoints available for service "{found.name}"'
         raise ApiError(503, "ServiceUnavailable", text)
 
@@ -667,7 +699,9 @@ class Call:
 
     def _health(self, path: str) -> web.Response:
         head, _, check = path.strip("/").partition("/")
-        names = [name for name in CHECKS if head == "readyz" or name not in ("informer-sync", "shutdown", "etcd-readiness")]
+        names = [
+            name for name in CHECKS if head == "readyz" or name not in ("informer-sync", "shutdown", "etcd-readiness")
+        ]
         if check and check not in names:
             raise _page_missing()
         if "verbose" in self.query and not check:

@@ -81,7 +81,9 @@ def _age(obj: Json, cluster: Cluster) -> str:
 def _selector(path: str) -> Cell:
     def cell(obj: Json, cluster: Cluster) -> str:
         found = crd.at(obj, path) or {}
-        labels = found.get("matchLabels", found if path.endswith("selector") and "matchExpressions" not in found else {})
+        labels = found.get(
+            "matchLabels", found if path.endswith("selector") and "matchExpressions" not in found else {}
+        )
         return ",".join(f"{k}={v}" for k, v in sorted(labels.items())) or "<none>"
 
     return cell
@@ -90,7 +92,8 @@ def _selector(path: str) -> Cell:
 def _containers(what: str) -> Cell:
     def cell(obj: Json, cluster: Cluster) -> str:
         spec = obj.get("spec") or {}
-        template = (spec.get("jobTemplate") or {}).get("spec", spec).get("template") or {}
+        job: Json = (spec.get("jobTemplate") or {}).get("spec") or spec
+        template = job.get("template") or {}
         return ",".join(c.get(what, "") for c in (template.get("spec") or {}).get("containers") or [])
 
     return cell
@@ -99,6 +102,11 @@ def _containers(what: str) -> Cell:
 def _ready(obj: Json, cluster: Cluster) -> str:
     status = obj.get("status") or {}
     return f"{status.get('readyReplicas', 0)}/{(obj.get('spec') or {}).get('replicas', 0)}"
+
+
+def _last_schedule(obj: Json, cluster: Cluster) -> str:
+    stamp = (obj.get("status") or {}).get("lastScheduleTime")
+    return age(stamp, cluster) if stamp else "<none>"
 
 
 # -- pods -------------------------------------------------------------------------------------------------------------
@@ -126,7 +134,11 @@ def _pod_status(obj: Json, cluster: Cluster) -> str:
         if waiting and waiting != "PodInitializing":
             return "Init:" + waiting
         total = len((obj.get("spec") or {}).get("initContainers") or [])
-        done = sum(1 for s in status["initContainerStatuses"] if ((s.get("state") or {}).get("terminated") or {}).get("exitCode") == 0)
+        done = sum(
+            1
+            for s in status["initContainerStatuses"]
+            if ((s.get("state") or {}).get("terminated") or {}).get("exitCode") == 0
+        )
         return f"Init:{done}/{total}"
     for item in reversed(status.get("containerStatuses") or []):
         state = item.get("state") or {}
@@ -348,7 +360,7 @@ COLUMNS: dict[str, list[tuple[str, Cell]]] = {
     "CronJob": [
         ("Schedule", _at(".spec.schedule")), ("Timezone", _at(".spec.timeZone", "<none>")),
         ("Suspend", lambda o, c: str(bool((o.get("spec") or {}).get("suspend")))), ("Active", _count(".status.active")),
-        ("Last Schedule", lambda o, c: age((o.get("status") or {}).get("lastScheduleTime"), c).replace("<unknown>", "<none>")),
+        ("Last Schedule", _last_schedule),
         _AGE, ("+Containers", _containers("name")), ("+Images", _containers("image")),
     ],
     "PersistentVolumeClaim": [

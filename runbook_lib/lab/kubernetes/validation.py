@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from . import crd
@@ -229,12 +229,12 @@ def _namespace(obj: Json) -> Errors:
     return errors
 
 
-def pod_spec_errors(spec: Json, place: str) -> Errors:
-    """The causes in a pod specification."""
+def pod_spec_errors(spec: Json, place: str, claims: Iterable[str] = ()) -> Errors:
+    """The causes in a pod specification; `claims` are volumes that come from claim templates."""
     errors: Errors = []
     if not spec.get("containers"):
         errors.append(required(f"{place}.containers"))
-    volumes: set[str] = set()
+    volumes = set(claims)
     for number, volume in enumerate(spec.get("volumes") or []):
         here = f"{place}.volumes[{number}]"
         if not volume.get("name"):
@@ -255,7 +255,9 @@ def pod_spec_errors(spec: Json, place: str) -> Errors:
         errors.append(unsupported(f"{place}.dnsPolicy", spec.get("dnsPolicy"), choices))
     if spec.get("terminationGracePeriodSeconds", 0) < 0:
         value = spec["terminationGracePeriodSeconds"]
-        errors.append(invalid_value(f"{place}.terminationGracePeriodSeconds", value, "must be greater than or equal to 0"))
+        errors.append(
+            invalid_value(f"{place}.terminationGracePeriodSeconds", value, "must be greater than or equal to 0")
+        )
     return errors
 
 
@@ -318,7 +320,8 @@ def _workload(obj: Json) -> Errors:
     if not from_selector(selector)(labels or {}):
         text = "`selector` does not match template `labels`"
         errors.append(invalid_value("spec.template.metadata.labels", labels, text))
-    errors += pod_spec_errors(template.get("spec") or {}, "spec.template.spec")
+    claims = [claim["metadata"].get("name", "") for claim in spec.get("volumeClaimTemplates") or []]
+    errors += pod_spec_errors(template.get("spec") or {}, "spec.template.spec", claims)
     policy = (template.get("spec") or {}).get("restartPolicy")
     if policy in ("OnFailure", "Never"):
         errors.append(unsupported("spec.template.spec.restartPolicy", policy, ["Always"]))
@@ -330,7 +333,9 @@ def _workload(obj: Json) -> Errors:
 
 
 def _plural_word(obj: Json) -> str:
-    return {"Deployment": "deployment", "DaemonSet": "daemonset", "StatefulSet": "statefulset"}.get(obj["kind"], "object")
+    return {"Deployment": "deployment", "DaemonSet": "daemonset", "StatefulSet": "statefulset"}.get(
+        obj["kind"], "object"
+    )
 
 
 def _job(obj: Json) -> Errors:
@@ -339,7 +344,11 @@ def _job(obj: Json) -> Errors:
     if spec.get("restartPolicy") == "Always":
         place = "spec.template.spec.restartPolicy"
         detail = unsupported(place, "Always", ["OnFailure", "Never"])
-        errors.append(FieldError("FieldValueRequired", place, 'Required value: valid values: "OnFailure", "Never"') if not spec else detail)
+        errors.append(
+            FieldError("FieldValueRequired", place, 'Required value: valid values: "OnFailure", "Never"')
+            if not spec
+            else detail
+        )
     return errors
 
 
@@ -398,7 +407,9 @@ def _binding(obj: Json) -> Errors:
         here = f"subjects[{number}]"
         if subject.get("kind") not in ("ServiceAccount", "User", "Group"):
             errors.append(unsupported(f"{here}.kind", subject.get("kind", ""), ["ServiceAccount", "User", "Group"]))
-        elif subject["kind"] == "ServiceAccount" and not subject.get("namespace") and obj["kind"] == "ClusterRoleBinding":
+        elif (
+            subject["kind"] == "ServiceAccount" and not subject.get("namespace") and obj["kind"] == "ClusterRoleBinding"
+        ):
             errors.append(required(f"{here}.namespace"))
         if not subject.get("name"):
             errors.append(required(f"{here}.name"))
@@ -581,7 +592,8 @@ def _claim_fixed(obj: Json, old: Json) -> Errors:
         if sizes[0] != sizes[1]:
             diff = (
                 '\n@@ -6,7 +6,7 @@\n  "Resources": {\n   "Limits": null,\n   "Requests": {\n-   "storage": '
-                f'"{sizes[0]}"\n+   "storage": "{sizes[1]}"\n   }}\n  }},\n  "VolumeName": "{before.get("volumeName", "")}",\n'
+                f'"{sizes[0]}"\n+   "storage": "{sizes[1]}"\n   }}\n  }},\n  '
+                f'"VolumeName": "{before.get("volumeName", "")}",\n'
             )
         return [forbidden_field("spec", fixed + diff)]
     if quantity(sizes[1]) < quantity(sizes[0]):

@@ -110,7 +110,7 @@ async def events(watcher: Watcher, version: str, initial: str, timeout: float) -
             rows = [s for _, s in store.scan(kind.bucket, watcher.namespace) if watcher.matches(s.obj)]
             seen = store.rv
             yield b"".join(watcher.line("ADDED", stored) for stored in rows)
-            if initial in ("true", "1") and watcher.bookmarks or (watcher.bookmarks and not version and not initial):
+            if (initial in ("true", "1") and watcher.bookmarks) or (watcher.bookmarks and not version and not initial):
                 yield watcher.bookmark(seen, initial=True)
         else:
             past = store.since(kind.bucket, number)
@@ -146,7 +146,7 @@ async def _live(watcher: Watcher, seen: int, end: float) -> AsyncIterator[bytes]
                     marked, seen, told = loop.time(), told, seen
         if watcher.lost:
             return
-        batch = []
+        batch: list[bytes] = []
         while watcher.queue and len(batch) < 500:
             change = watcher.queue.popleft()
             batch.append(watcher.event(change))

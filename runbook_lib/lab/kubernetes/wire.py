@@ -93,9 +93,7 @@ def accept(header: str, pretty: str = "", agent: str = "") -> Accept:
             return Accept(JSON, kind, nice)
         if media == YAML:
             return Accept(YAML, kind, nice)
-    raise ApiError(
-        406, "NotAcceptable", f"406: Not Acceptable\n\nAvailable representations: {MEDIA}", {}
-    )
+    raise ApiError(406, "NotAcceptable", f"406: Not Acceptable\n\nAvailable representations: {MEDIA}", {})
 
 
 # -- bodies -----------------------------------------------------------------------------------------------------------
@@ -119,8 +117,8 @@ class _Twice:
     def hook(self, pairs: list[tuple[str, Any]]) -> Json:
         found = dict(pairs)
         if len(found) != len(pairs):
-            seen: set[str] = set()
-            self.pairs[id(found)] = [k for k, _ in pairs if k in seen or seen.add(k)]  # type: ignore[func-returns-value]
+            names = [name for name, _ in pairs]
+            self.pairs[id(found)] = [name for name in found for _ in range(names.count(name) - 1)]
         return found
 
     def paths(self, value: Any, path: str = "") -> list[str]:
@@ -157,7 +155,7 @@ def _loader() -> Any:
 
     base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-    class Loader(base):  # type: ignore[misc]
+    class Loader(base):
         """YAML 1.1 as the API server reads it: `y` is true, dates stay text, keys that come twice are remembered."""
 
         twice: list[str]
@@ -228,7 +226,9 @@ def read(raw: bytes, content_type: str, kind: str) -> Body:
         )  # fmt: skip
     if not isinstance(body.value, dict):
         word = {str: "string", list: "array", bool: "bool", type(None): "null"}.get(type(body.value), "number")
-        shape = 'struct { APIVersion string "json:\\"apiVersion,omitempty\\""; Kind string "json:\\"kind,omitempty\\"" }'
+        shape = (
+            'struct { APIVersion string "json:\\"apiVersion,omitempty\\""; Kind string "json:\\"kind,omitempty\\"" }'
+        )
         text = f"json: cannot unmarshal {word} into Go value of type {shape}"
         if body.value is None:
             return Body({})
@@ -308,5 +308,7 @@ def write_yaml(value: Any) -> bytes:
         return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
     Dumper.add_representer(str, text)
-    found: bytes = yaml.dump(value, Dumper=Dumper, sort_keys=True, default_flow_style=False, encoding="utf-8", width=1 << 20)
+    found: bytes = yaml.dump(
+        value, Dumper=Dumper, sort_keys=True, default_flow_style=False, encoding="utf-8", width=1 << 20
+    )
     return found
