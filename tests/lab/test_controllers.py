@@ -431,18 +431,27 @@ def test_image_of_an_unreachable_registry_backs_off(section: Object) -> None:
     asyncio.run(story())
 
 
-def test_nothing_starts_where_the_network_agent_is_broken() -> None:
-    """In the relapse scenario a probe on the broken worker never gets a sandbox, and its deadline ends it."""
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("kube-ovn-socket", "kube-ovn-daemon.sock"),
+        ("kube-ovn-cascade", "no address allocated to pod"),
+        ("containerd-runtime", "container.Runtime.Name must be set"),
+    ],
+)
+def test_nothing_starts_where_the_node_is_broken(name: str, words: str) -> None:
+    """A probe on a node that cannot make a sandbox never runs, its event says why, and its deadline ends it."""
 
     async def story() -> None:
-        async with running(scenario.load("kube-ovn-socket").kubernetes) as (client, handles):
+        node_name = "worker-1" if name == "containerd-runtime" else "worker-2"
+        async with running(scenario.load(name).kubernetes) as (client, handles):
             handles.kubelets.shortest_deadline = 0.2
-            await client.create(PODS, probe("probe-1", "10.0.0.1:8006", "worker-2"))
+            await client.create(PODS, probe("probe-1", "10.0.0.1:8006", node_name))
             item = await until(client, f"{PODS}/probe-1", phase("Failed"))
             assert item["status"]["reason"] == "DeadlineExceeded"
             events = await client.list(f"/api/v1/namespaces/{NAMESPACE}/events")
             told = [event["message"] for event in events["items"] if event["reason"] == "FailedCreatePodSandBox"]
-            assert "kube-ovn-daemon.sock" in told[0]
+            assert words in told[0]
 
     asyncio.run(story())
 

@@ -192,9 +192,14 @@ class Kubelets:
         waiting = [_waiting(container, "ContainerCreating") for container in pod["spec"]["containers"]]
         await self._report(pod, {**base, "phase": "Pending", "containerStatuses": waiting})
         await context.clock.sleep(SANDBOX_SECONDS)
+        told = ""
         while trouble := self._sandbox_trouble(pod):
-            await context.event(pod, "FailedCreatePodSandBox", trouble, kind="Warning", component="kubelet", host=node)
-            await context.clock.sleep(15)
+            if trouble != told:  # a real kubelet repeats it and the event only counts up
+                await context.event(
+                    pod, "FailedCreatePodSandBox", trouble, kind="Warning", component="kubelet", host=node
+                )
+                told = trouble
+            await asyncio.gather(context.clock.sleep(15), asyncio.sleep(0.05))
         address = {"podIP": self._address(pod)}
         base |= {**address, "podIPs": [{"ip": address["podIP"]}]}
         base["conditions"] = _conditions(started, initialized=True, sandbox=True)
@@ -237,6 +242,8 @@ class Kubelets:
                 '"kube-ovn" failed (add): RPC failed; request ip return 502 dial unix '
                 "/run/openvswitch/kube-ovn-daemon.sock: connect: no such file or directory"
             )
+        if ready_nodes_of(pods, "app", "kube-ovn-controller") == set():  # nobody hands out addresses
+            return head + '"kube-ovn" failed (add): RPC failed; request ip return 500 no address allocated to pod'
         if cilium is not None and node not in cilium:
             return head + (
                 '"cilium-cni" failed (add): unable to connect to Cilium agent: dial unix '
