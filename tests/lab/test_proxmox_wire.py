@@ -316,6 +316,31 @@ def test_a_hostile_reason_cannot_split_the_answer(pve: control.ProxmoxConnection
     assert response.getheader("X-Evil") is None
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "kind", "status"),
+    [
+        ("GET", "/api2/json/%FF%FE", None, "", 501),
+        ("GET", "/api2/json/access/users?%FF=%FE", None, "", 400),
+        ("POST", "/api2/json/access/groups", b"[1]", "application/json", 500),
+        ("POST", "/api2/json/access/groups", b"[[" * 5000, "application/json", 500),
+        ("POST", "/api2/json/access/groups", b"\xff\xfe", "application/json", 500),
+        ("POST", "/api2/json/access/groups", b'{"groupid":"\\ud800"}', "application/json", 400),
+        ("POST", "/api2/json/access/groups", b"groupid=%ff%fe", "application/x-www-form-urlencoded", 400),
+        ("POST", "/api2/json/access/groups", b"<a/>", "text/xml", 506),
+        ("POST", "/api2/json/nodes/pve1/storage/local/upload", b"xxx", "multipart/form-data; boundary=q", 500),
+        ("POST", "/api2/json/nodes/pve1/storage/local/upload", b"xxx", "multipart/form-data", 500),
+    ],
+)
+def test_rubbish_is_refused_and_never_the_labs_own_error(
+    pve: control.ProxmoxConnection, method: str, path: str, body: bytes | None, kind: str, status: int
+) -> None:
+    """Bytes that are no text, JSON that is no object, bodies of the wrong kind: a clear refusal each."""
+    answer = raw(pve, method, path, body=body, **({"Content_Type": kind} if kind else {}))
+    assert answer[0] == status
+    assert "internal error of the lab" not in answer[1]
+    assert answer[1] != "Internal Server Error"
+
+
 def test_a_user_with_a_second_factor_is_asked_for_it(tmp_path: Path) -> None:
     """The first step gives no usable ticket, and proxmoxer says what is missing."""
     path = tmp_path / "tfa.yaml"

@@ -26,7 +26,6 @@ from .routing import (
     route,
     split_list,
 )
-from .server import AUTH_DELAY_SECONDS
 from .state import VERSIONS, PveState
 
 USERID = String(format="pve-userid", max_length=64)
@@ -52,6 +51,7 @@ def load(state: PveState, section: Mapping[str, Any]) -> None:
     roles: {LabRole: "VM.Audit,…"}, acl: [{path, role, user|group|token, propagate}]}
     """
     access, given = state.access, section.get("access") or {}
+    state.auth_delay_seconds = float(section.get("auth_delay_seconds", state.auth_delay_seconds))
     for userid, entry in (given.get("users") or {}).items():
         access.users[userid] = _user_from(userid, entry or {})
     for groupid, members in (given.get("groups") or {}).items():
@@ -175,7 +175,7 @@ def create_ticket(call: Call) -> dict[str, Any]:
     if params.get("realm") and not username.endswith(f"@{params['realm']}"):
         username = f"{username}@{params['realm']}"
     now = state.clock.now()
-    refused = PveError(401, "authentication failure", delay=AUTH_DELAY_SECONDS)
+    refused = PveError(401, "authentication failure", delay=state.auth_delay_seconds)
     user = state.access.users.get(username)
     if user is None or params.get("tfa-challenge"):
         raise refused
@@ -230,7 +230,7 @@ def change_password(call: Call) -> None:
         if confirmation is None:
             raise param_error({"confirmation-password": "password is required to modify user"})
         if not call.state.access.password_fits(call.auth.user, confirmation):
-            raise PveError(401, "authentication failure", delay=AUTH_DELAY_SECONDS)
+            raise PveError(401, "authentication failure", delay=call.state.auth_delay_seconds)
     _existing_user(call, userid).password = hash_password(call.params["password"])
 
 

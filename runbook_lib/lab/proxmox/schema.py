@@ -203,6 +203,9 @@ def _check_format(spec: Param, value: str) -> str:
 
 def text_of(value: Any) -> Any:
     """A JSON scalar as Perl sees it: true is 1, false is 0, numbers are their text."""
+    if isinstance(value, str):
+        # JSON can name half a surrogate pair; no text that leaves here may hold one
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
     if isinstance(value, bool):
         return "1" if value else "0"
     if isinstance(value, float) and value.is_integer():

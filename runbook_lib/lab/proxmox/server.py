@@ -27,7 +27,6 @@ from .state import PveState, areas
 log = logging.getLogger(__name__)
 
 MAX_BODY = 512 * 1024
-AUTH_DELAY_SECONDS = 3.0
 FORMATTERS = ("json", "extjs", "html", "text")
 METHODS = ("GET", "POST", "PUT", "DELETE")
 _OPEN = {("GET", "/access/domains"), ("GET", "/access/ticket"), ("POST", "/access/ticket")}
@@ -105,21 +104,21 @@ def _authenticate(state: PveState, request: web.Request, method: str, uri: str) 
     if not ticket and (token := _value_of(header, "PVEAPIToken")):
         identity = state.access.by_token(token)
         if identity is None:
-            raise ServerError(401, "Authentication failed!", delay=AUTH_DELAY_SECONDS)
+            raise ServerError(401, "Authentication failed!", delay=state.auth_delay_seconds)
         return identity
     if not ticket:
-        raise ServerError(401, "No ticket", delay=AUTH_DELAY_SECONDS)
+        raise ServerError(401, "No ticket", delay=state.auth_delay_seconds)
     user = tickets.user_of(state.secret, ticket, now)
     if user and user.startswith(tickets.TFA_MARK):
-        raise ServerError(401, "No ticket", delay=AUTH_DELAY_SECONDS)
+        raise ServerError(401, "No ticket", delay=state.auth_delay_seconds)
     if user is None or not state.access.is_enabled(user):
-        raise ServerError(401, "Authentication failed!", delay=AUTH_DELAY_SECONDS)
+        raise ServerError(401, "Authentication failed!", delay=state.auth_delay_seconds)
     if (
         method != "GET"
         and not (method == "POST" and _UPLOAD_PATH.fullmatch(uri))
         and not tickets.csrf_fits(state.secret, user, request.headers.get("CSRFPreventionToken", ""), now)
     ):
-        raise ServerError(401, "Permission denied - invalid csrf token", delay=AUTH_DELAY_SECONDS)
+        raise ServerError(401, "Permission denied - invalid csrf token", delay=state.auth_delay_seconds)
     return AuthId(user)
 
 
@@ -191,6 +190,13 @@ def parse_json(body: bytes) -> dict[str, Any]:
 async def _multipart(
     state: PveState, request: web.Request, spooled: list[Path]
 ) -> tuple[dict[str, Any], Upload | None]:
+    try:
+        return await _parts(state, request, spooled)
+    except (ValueError, AssertionError) as error:  # what aiohttp raises for a body that is no multipart
+        raise ServerError(500, "unable to parse multipart body", text=True) from error
+
+
+async def _parts(state: PveState, request: web.Request, spooled: list[Path]) -> tuple[dict[str, Any], Upload | None]:
     fields: dict[str, Any] = {}
     upload: Upload | None = None
     reader = await request.multipart()
@@ -322,4 +328,4 @@ def _response(status: int, reason: str, body: bytes, content_type: str | None) -
     return response
 
 
-__all__ = ["AUTH_DELAY_SECONDS", "STATE", "Route", "create_app", "parse_form", "parse_json"]
+__all__ = ["STATE", "Route", "create_app", "parse_form", "parse_json"]

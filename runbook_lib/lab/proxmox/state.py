@@ -59,6 +59,7 @@ class PveState:
         self.secret = secrets.token_bytes(32)
         self.spool: Path | None = None
         self.certificate_pem = ""
+        self.auth_delay_seconds = 3.0  # lab seconds that every 401 is late, against guessing
 
     @property
     def local_node(self) -> str:
