@@ -319,7 +319,10 @@ def node_time(call: Call) -> dict[str, Any]:
     """The node's clock: UTC, the same as local time, and the zone."""
     node = this(call)
     moment = call.clock.now() + node.skew
-    offset = dt.datetime.fromtimestamp(moment, zoneinfo.ZoneInfo(node.timezone)).utcoffset() or dt.timedelta()
+    try:
+        offset = dt.datetime.fromtimestamp(moment, zoneinfo.ZoneInfo(node.timezone)).utcoffset() or dt.timedelta()
+    except zoneinfo.ZoneInfoNotFoundError:  # a machine without a time zone database
+        offset = dt.timedelta()
     return {"timezone": node.timezone, "time": int(moment), "localtime": int(moment + offset.total_seconds())}
 
 
