@@ -7,7 +7,19 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runbook_lib import benchmark, checks, kubernetes, prepare, privileges, proxmox, results, versions
+    from runbook_lib import (
+        benchmark,
+        checks,
+        criteria,
+        figures,
+        kubernetes,
+        prepare,
+        privileges,
+        proxmox,
+        results,
+        runner,
+        versions,
+    )
     from runbook_lib.errors import RunbookError
     from runbook_lib.model import Change, ChangeKind, Finding, Measurement, Run, Status, StepResult, worst
     from runbook_lib.parameters import load_site
@@ -25,6 +37,8 @@ __all__ = [
     "StepResult",
     "benchmark",
     "checks",
+    "criteria",
+    "figures",
     "kubernetes",
     "load_site",
     "open_step",
@@ -32,6 +46,7 @@ __all__ = [
     "privileges",
     "proxmox",
     "results",
+    "runner",
     "versions",
     "worst",
 ]

@@ -310,6 +310,46 @@ class Pod:
 
 
 @dataclass(frozen=True)
+class Quota:
+    """A ResourceQuota: resource → quantity as Kubernetes spells it."""
+
+    name: str
+    hard: Mapping[str, str]
+    used: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """A Namespace with its quotas."""
+
+    name: str
+    phase: str  # "Active" | "Terminating"
+    labels: Mapping[str, str]
+    quotas: tuple[Quota, ...] = ()
+
+
+@dataclass(frozen=True)
+class TestVolume:
+    """A volume that was allocated for a proof, and what the storage's own list says of it; None: not in it."""
+
+    __test__ = False  # pytest would take the name for a test
+
+    node: str
+    storage: str
+    volid: str
+    found: Volume | None
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one identity may do, beside what its component needs there: path → privileges."""
+
+    component: str
+    permissions: Permissions
+    needs: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
 class Workload:
     """A Deployment, DaemonSet or StatefulSet."""
 

@@ -10,9 +10,9 @@ import re
 from collections import defaultdict
 
 from runbook_lib.facts import KubeVersion, Permissions, StorageClass
-from runbook_lib.kubernetes_network import network_ranges, probe_manifest, probe_outcome, reach
+from runbook_lib.kubernetes_network import network_ranges, probe_manifest, probe_outcome, reach, reach_endpoints
 from runbook_lib.kubernetes_nodes import nodes, pods, quantity, requests_of, workloads
-from runbook_lib.kubernetes_platform import cozystack, crds, monitoring, packages, providers, releases
+from runbook_lib.kubernetes_platform import cozystack, crds, monitoring, namespace, packages, providers, releases
 from runbook_lib.kubernetes_reading import Reader
 from runbook_lib.kubernetes_session import Kubernetes, connect, skips_verification
 from runbook_lib.kubernetes_webhooks import api_services, webhooks
@@ -25,6 +25,7 @@ __all__ = [
     "cozystack",
     "crds",
     "monitoring",
+    "namespace",
     "network_ranges",
     "nodes",
     "packages",
@@ -35,6 +36,7 @@ __all__ = [
     "providers",
     "quantity",
     "reach",
+    "reach_endpoints",
     "releases",
     "requests_of",
     "skips_verification",

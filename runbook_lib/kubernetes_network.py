@@ -8,7 +8,9 @@ import re
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from runbook_lib.facts import Interface, NetworkRange, Reach
 from runbook_lib.kubernetes_platform import PLATFORM_PACKAGE, SYSTEM
@@ -127,6 +129,36 @@ def reach(host: str, port: int, timeout: float = 3.0) -> Reach:
     except OSError as error:  # no route, network unreachable: nothing will come back
         outcome, note = "timeout", str(error)
     return Reach("this machine", target, outcome, time.perf_counter() - started, note)
+
+
+def reach_endpoints(site: Any, timeout: float = 3.0) -> list[Reach]:
+    """How a TCP connection from this machine to each of the site's two APIs ends."""
+    rows = []
+    for name, url in (("Proxmox VE", site.proxmox.url), ("Kubernetes", _api_server(site))):
+        parts = urlsplit(url)
+        if not parts.hostname:
+            rows.append(Reach("this machine", name, "not tried", note=f"the site names no address of {name}"))
+            continue
+        found = reach(parts.hostname, parts.port or 443, timeout)
+        rows.append(replace(found, target=f"{name} {found.target}"))
+    return rows
+
+
+def _api_server(site: Any) -> str:
+    """The API server's address: the site's own word, else its kubeconfig's."""
+    if site.kubernetes.url or not site.kubernetes.kubeconfig:
+        return site.kubernetes.url or ""
+    from kubernetes import client
+    from kubernetes.config import load_kube_config
+
+    configuration = client.Configuration()
+    load_kube_config(
+        site.kubernetes.kubeconfig,
+        site.kubernetes.context,
+        client_configuration=configuration,
+        persist_config=False,
+    )
+    return str(configuration.host)
 
 
 def probe_manifest(site: Any, run: str, node: str, target_host: str, target_port: int) -> Object:

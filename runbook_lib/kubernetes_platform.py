@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from runbook_lib.facts import CapiProvider, Cozystack, Crd, MonitoringPart, Package, Release
+from runbook_lib.facts import CapiProvider, Cozystack, Crd, MonitoringPart, Namespace, Package, Quota, Release
 from runbook_lib.kubernetes_reading import Reader
 
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
@@ -79,6 +79,23 @@ def _release(k8s: Reader) -> tuple[str | None, str]:
 
 def _tag(image: str) -> str:
     return image.partition("@")[0].rpartition("/")[2].partition(":")[2]
+
+
+def namespace(k8s: Reader, name: str) -> Namespace | None:
+    """One namespace with its quotas; None where there is none."""
+    found = k8s.find(f"/api/v1/namespaces/{name}")
+    if found is None:
+        return None
+    quotas = [
+        Quota(
+            entry["metadata"]["name"],
+            dict((entry.get("status") or {}).get("hard") or (entry.get("spec") or {}).get("hard") or {}),
+            dict((entry.get("status") or {}).get("used") or {}),
+        )
+        for entry in k8s.list(f"/api/v1/namespaces/{name}/resourcequotas")
+    ]
+    phase = (found.get("status") or {}).get("phase", "Unknown")
+    return Namespace(name, phase, dict(found["metadata"].get("labels") or {}), tuple(quotas))
 
 
 def releases(k8s: Reader) -> list[Release]:

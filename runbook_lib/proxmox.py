@@ -7,7 +7,7 @@ Verbs send nothing outside an approved plan: see `wire.permit`.
 from __future__ import annotations
 
 from runbook_lib.facts import Cluster, ClusterMember, Permissions, PveVersion
-from runbook_lib.proxmox_access import login_attempts, served_certificate, ticket_renewal
+from runbook_lib.proxmox_access import login_attempts, served_certificate, stranger_attempts, ticket_renewal
 from runbook_lib.proxmox_guests import guests, templates
 from runbook_lib.proxmox_nodes import (
     certificates,
@@ -68,6 +68,7 @@ __all__ = [
     "served_certificate",
     "set_acl",
     "storages",
+    "stranger_attempts",
     "templates",
     "thin_pools",
     "ticket_renewal",

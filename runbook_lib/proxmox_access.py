@@ -5,22 +5,28 @@ from __future__ import annotations
 import secrets as randomness
 import socket
 import ssl
+import tempfile
 import time
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from runbook_lib import errors, secrets, wire
 from runbook_lib import proxmox_login as login
 from runbook_lib.answers import colons
 from runbook_lib.facts import LoginAttempt, ServedCertificate
-from runbook_lib.proxmox_session import as_token, password_of, trust_of, wire_of
+from runbook_lib.proxmox_session import as_nobody, as_token, password_of, trust_of, wire_of
 
 SHORT_NAMES = {NameOID.COMMON_NAME: "CN", NameOID.ORGANIZATION_NAME: "O", NameOID.ORGANIZATIONAL_UNIT_NAME: "OU"}
+DAY = timedelta(days=1)
 EXPIRED, DISABLED = "expired token", "disabled token"
 
 
@@ -146,6 +152,45 @@ def ticket_renewal(
     auth = _ticket(endpoint, *known, observers)
     auth.login()
     return _tried("ticket renewal", "accepted", auth.renew)
+
+
+def stranger_attempts(site: Any) -> list[LoginAttempt]:
+    """Connections made with a trust that cannot fit; one that is not refused means that nothing is verified.
+
+    `reason` is the TLS refusal and status 0; an accepted connection has the server's status. No credentials are sent.
+    """
+    endpoint = getattr(site, "proxmox", site)
+    cases = ("another fingerprint", "another authority")
+    if not endpoint.verify:
+        return [_untried(case, "refused", "verification is off by this site's parameters") for case in cases]
+    pinned = endpoint.model_copy(update={"ca_file": None, "fingerprint": "00" * 32})
+    with tempfile.TemporaryDirectory() as folder:
+        authority = Path(folder) / "authority.pem"
+        authority.write_bytes(_foreign_authority())
+        foreign = endpoint.model_copy(update={"ca_file": str(authority), "fingerprint": None})
+        return [_knock(case, other) for case, other in zip(cases, (pinned, foreign), strict=True)]
+
+
+def _knock(case: str, endpoint: Any) -> LoginAttempt:
+    started = time.perf_counter()
+    pve = as_nobody(endpoint, retries=0)
+    try:
+        pve.get("/version")
+    except errors.TlsError as refusal:
+        return LoginAttempt(case, "refused", 0, refusal.came or str(refusal), time.perf_counter() - started)
+    except errors.ApiError as error:  # it got through TLS, or nothing answered at all
+        return LoginAttempt(case, "refused", error.status, "", time.perf_counter() - started, error.came)
+    return LoginAttempt(case, "refused", 200, "", time.perf_counter() - started)
+
+
+def _foreign_authority() -> bytes:
+    """An authority made for this moment, whose key is forgotten at once."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "an authority that signed nothing")])
+    at = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), at, at + DAY)
+    signed = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True).sign(key, SHA256())
+    return signed.public_bytes(Encoding.PEM)
 
 
 def _by_password(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from runbook_lib.checks import check, verdict
-from runbook_lib.facts import Certificate, LoginAttempt, Permissions, ServedCertificate
+from runbook_lib.facts import Certificate, Held, LoginAttempt, Permissions, ServedCertificate
 from runbook_lib.model import Finding, Status
 
 DAY = 86400
@@ -42,17 +42,17 @@ def logins_are_refused(attempts: Iterable[LoginAttempt]) -> Iterator[Finding]:
     remedy="Grant the missing privileges with the `pveum` lines that notebook 13 shows for this component.",
     source="Sprint 2.1 (permissions); GET /access/permissions; vendor documentation of each component",
 )
-def privileges_suffice(
-    permissions: Permissions, component: str, needs: Mapping[str, Sequence[str]]
-) -> Iterator[Finding]:
-    """One finding per path that the component needs: privileges missing there, propagation considered."""
-    for path, wanted in needs.items():
-        have = effective(permissions, path)
-        missing = sorted(set(wanted) - have)
-        subject = f"{component} {path}"
-        message = f"{permissions.identity} on {path}: "
-        message += f"missing {', '.join(missing)}" if missing else f"has all {len(set(wanted))} that {component} needs"
-        yield verdict(not missing, subject, message, missing=missing)
+def privileges_suffice(held: Iterable[Held]) -> Iterator[Finding]:
+    """One finding per component and path that it needs: privileges missing there, propagation considered."""
+    for entry in held:
+        who = entry.permissions.identity
+        for path, wanted in entry.needs.items():
+            missing = sorted(set(wanted) - effective(entry.permissions, path))
+            message = f"{who} on {path}: "
+            message += (
+                f"missing {', '.join(missing)}" if missing else f"has all {len(wanted)} that {entry.component} needs"
+            )
+            yield verdict(not missing, f"{entry.component} {path}", message, missing=missing)
 
 
 @check(
@@ -60,19 +60,19 @@ def privileges_suffice(
     remedy="Give the component its own user and role; a token with privilege separation needs its own ACL entries.",
     source="Least privilege; GET /access/permissions",
 )
-def privileges_are_least(
-    permissions: Permissions, component: str, needs: Mapping[str, Sequence[str]]
-) -> Iterator[Finding]:
-    """One finding: privileges on the paths held that the component never uses; never worse than a warning."""
-    wanted = {privilege for names in needs.values() for privilege in names}
-    held = {privilege for privileges in permissions.paths.values() for privilege in privileges}
-    excess = sorted(held - wanted)
-    if excess:
-        shown = ", ".join(excess[:6]) + (f" and {len(excess) - 6} more" if len(excess) > 6 else "")
-        message = f"{permissions.identity} holds {len(excess)} privileges that {component} does not use: {shown}"
-        yield verdict(Status.WARN, component, message, excess=excess)
-    else:
-        yield verdict(True, component, f"{permissions.identity} holds nothing that {component} does not use")
+def privileges_are_least(held: Iterable[Held]) -> Iterator[Finding]:
+    """One finding per component: privileges that it holds somewhere and never uses; never worse than a warning."""
+    for entry in held:
+        wanted = {privilege for names in entry.needs.values() for privilege in names}
+        has = {name for privileges in entry.permissions.paths.values() for name in privileges}
+        excess = sorted(has - wanted)
+        who = entry.permissions.identity
+        if excess:
+            shown = ", ".join(excess[:6]) + (f" and {len(excess) - 6} more" if len(excess) > 6 else "")
+            message = f"{who} holds {len(excess)} privileges that {entry.component} does not use: {shown}"
+            yield verdict(Status.WARN, entry.component, message, excess=excess)
+        else:
+            yield verdict(True, entry.component, f"{who} holds nothing that {entry.component} does not use")
 
 
 @check(
@@ -100,8 +100,11 @@ def tls_is_verified(served: Iterable[ServedCertificate]) -> Iterator[Finding]:
 def tls_refuses_a_stranger(attempts: Iterable[LoginAttempt]) -> Iterator[Finding]:
     """One finding per connection made with a trust that does not fit: it must have been refused."""
     for attempt in attempts:
-        message = f"{attempt.case}: {attempt.reason or 'accepted'}"
-        yield verdict(attempt.status == 0 and bool(attempt.reason), attempt.case, message)
+        if attempt.status == 0 and not attempt.reason:
+            yield verdict(None, attempt.case, f"{attempt.case}: not tried; {attempt.note}")
+        else:
+            message = f"{attempt.case}: {attempt.reason or 'accepted'}"
+            yield verdict(attempt.status == 0, attempt.case, message)
 
 
 @check(

@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from runbook_lib.checks import check, graded, verdict
-from runbook_lib.facts import Storage, ThinPool, Volume
+from runbook_lib.facts import Storage, TestVolume, ThinPool
 from runbook_lib.model import Finding
 
-GIB = 1024**3
+MIB, GIB = 1024**2, 1024**3
 
 
 @check(
@@ -117,14 +117,15 @@ def room_for_volumes(storages: Sequence[Storage], *, storage_free_gib: float = 5
     remedy="See the message; the token needs Datastore.AllocateSpace on /storage/<storage>.",
     source="Sprint 1.2; POST and GET /nodes/{node}/storage/{storage}/content",
 )
-def volume_is_listed(volumes: Iterable[Volume], volid: str) -> Iterator[Finding]:
-    """One finding: the storage lists the volume that was asked for."""
-    found = [volume for volume in volumes if volume.volid == volid]
-    if not found:
-        yield verdict(False, volid, f"{volid} is not in the storage's list")
-    for volume in found:
-        message = f"{volid} is listed with {volume.size_bytes / GIB:.2f} GiB as {volume.format}"
-        yield verdict(volume.size_bytes > 0, volid, message)
+def test_volumes_are_listed(volumes: Iterable[TestVolume]) -> Iterator[Finding]:
+    """One finding per volume that was asked for: the storage lists it, with a size."""
+    for volume in volumes:
+        if volume.found is None:
+            yield verdict(False, volume.volid, f"{volume.volid} is not in the list of {volume.node}")
+        else:
+            size = volume.found.size_bytes
+            message = f"{volume.node} lists {volume.volid} with {size / MIB:.0f} MiB as {volume.found.format}"
+            yield verdict(size > 0, volume.volid, message)
 
 
 @check(
@@ -132,10 +133,12 @@ def volume_is_listed(volumes: Iterable[Volume], volid: str) -> Iterator[Finding]
     remedy="Run `runbook sweep`, then look for the volume with `pvesm list <storage>`.",
     source="Sprint 1.2; DELETE and GET /nodes/{node}/storage/{storage}/content",
 )
-def volume_is_gone(volumes: Iterable[Volume], volid: str) -> Iterator[Finding]:
-    """One finding: the storage no longer lists the volume."""
-    left = any(volume.volid == volid for volume in volumes)
-    yield verdict(not left, volid, f"{volid} is {'still listed' if left else 'gone'}")
+def test_volumes_are_gone(volumes: Iterable[TestVolume]) -> Iterator[Finding]:
+    """One finding per volume: the storage no longer lists it."""
+    for volume in volumes:
+        left = volume.found is not None
+        message = f"{volume.volid} is {'still in the list' if left else 'gone from the list'} of {volume.node}"
+        yield verdict(not left, volume.volid, message)
 
 
 def _active(storage: Storage) -> str:

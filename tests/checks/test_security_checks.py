@@ -6,7 +6,7 @@ import pytest
 
 from runbook_lib import checks
 from runbook_lib.checks.security import effective
-from runbook_lib.facts import Certificate, LoginAttempt, Permissions, ServedCertificate
+from runbook_lib.facts import Certificate, Held, LoginAttempt, Permissions, ServedCertificate
 
 DAY = 86400
 
@@ -53,7 +53,8 @@ def test_privileges_follow_the_nearest_path_and_propagation():
 def test_missing_privileges_are_named_by_path():
     """One finding a path."""
     held = Permissions("a@pve!t", {"/vms": {"VM.Audit": True}})
-    found = checks.security.privileges_suffice(held, "CSI", {"/vms": ["VM.Audit", "VM.Config.Disk"], "/storage": []})
+    needs = {"/vms": ("VM.Audit", "VM.Config.Disk"), "/storage": ()}
+    found = checks.security.privileges_suffice([Held("CSI", held, needs)])
     assert statuses(found) == ["fail", "pass"]
     assert "missing VM.Config.Disk" in found[0].message
 
@@ -61,7 +62,7 @@ def test_missing_privileges_are_named_by_path():
 def test_excess_privileges_warn():
     """More than needed works, and is a risk."""
     held = Permissions("root@pam", {"/": {"VM.Audit": True, "Sys.PowerMgmt": True}})
-    found = checks.security.privileges_are_least(held, "exporter", {"/": ["VM.Audit"]})
+    found = checks.security.privileges_are_least([Held("exporter", held, {"/": ("VM.Audit",)})])
     assert statuses(found) == ["warn"]
     assert "Sys.PowerMgmt" in found[0].message
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from runbook_lib import checks
-from runbook_lib.facts import Storage, ThinPool, Volume
+from runbook_lib.facts import Storage, TestVolume, ThinPool, Volume
 
 GIB = 2**30
 
@@ -82,10 +82,13 @@ def test_room_for_volumes_ignores_storages_without_images():
     assert statuses(checks.storage.room_for_volumes([storage(content=("backup",))])) == ["skip"]
 
 
-def test_test_volume_must_be_listed_and_then_gone():
-    """Allocation and removal are both proved by the storage's own list."""
-    volume = Volume("pve1", "local-lvm", "local-lvm:vm-1-disk-0", "images", "raw", GIB, 1)
-    assert statuses(checks.storage.volume_is_listed([volume], volume.volid)) == ["pass"]
-    assert statuses(checks.storage.volume_is_listed([], volume.volid)) == ["fail"]
-    assert statuses(checks.storage.volume_is_gone([], volume.volid)) == ["pass"]
-    assert statuses(checks.storage.volume_is_gone([volume], volume.volid)) == ["fail"]
+@pytest.mark.parametrize(
+    ("size", "listed", "gone"), [(GIB, "pass", "fail"), (0, "fail", "fail"), (None, "fail", "pass")]
+)
+def test_test_volume_must_be_listed_and_then_gone(size, listed, gone):
+    """Allocation and removal are both proved by the storage's own list; None: not in it."""
+    volid = "local-lvm:vm-1-disk-0"
+    found = None if size is None else Volume("pve1", "local-lvm", volid, "images", "raw", size, 1)
+    volume = TestVolume("pve1", "local-lvm", volid, found)
+    assert statuses(checks.storage.test_volumes_are_listed([volume])) == [listed]
+    assert statuses(checks.storage.test_volumes_are_gone([volume])) == [gone]
