@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -76,8 +76,9 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the plan's canonical JSON. The run's own mark is left out: a resumed run plans the same."""
-        text = json.dumps(to_dict([self.site, self.changes]), sort_keys=True, separators=(",", ":"))
+        """SHA-256 of the plan's canonical JSON. Ids and the run's mark are left out: a resumed run plans the same."""
+        meant = [replace(change, id="") for change in self.changes]
+        text = json.dumps(to_dict([self.site, meant]), sort_keys=True, separators=(",", ":"))
         for own in (self.run, self.run.lower()) if self.run else ():
             text = text.replace(own, "<run>")
         return hashlib.sha256(text.encode()).hexdigest()

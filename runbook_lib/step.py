@@ -155,12 +155,9 @@ class Step:
         that a notebook names the check and its facts and nothing else; `given` goes before.
         """
         site = self._declared
-        known = {
-            name: getattr(part, name)
-            for part in (site.thresholds, site.requires, site.names)
-            for name in inspect.signature(judge).parameters
-            if hasattr(part, name)
-        }
+        keywords = [p.name for p in inspect.signature(judge).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        parts = (site.thresholds, site.requires, site.names)
+        known = {name: getattr(part, name) for part in parts for name in keywords if hasattr(part, name)}
         return self.record(judge(*facts, **{**known, **given}))
 
     def measure(self, measurements: Measurement | Iterable[Measurement]) -> list[Measurement]:

@@ -22,6 +22,12 @@ log = logging.getLogger(__name__)
 GRACE_SECONDS = 3.0
 """A request without a known outcome may still be under way; so young a one is let land before it is looked for."""
 
+USUAL = tuple(
+    ("kubernetes", f"v1/{kind}/")
+    for kind in ("ConfigMap", "Namespace", "PersistentVolumeClaim", "Pod", "ResourceQuota", "Secret", "Service")
+)
+"""Kinds that are searched at the end of a step beside those it made; a sweep searches every kind there is."""
+
 
 @dataclass(frozen=True)
 class Undone:
@@ -82,7 +88,7 @@ def clean_up(
     undone, failed = _undo_all(mine, journal, executors, run)
     theirs = [entry for entry in journal.open_entries() if only is not None and entry.change.id not in only]
     made = [entry.change for entry in journal.entries() if only is None or entry.change.id in only]
-    search, looked_at = _look(executors, run, {change.system for change in made}, made)
+    search, looked_at = _look(executors, run, set(executors), [*((c.system, c.target) for c in made), *USUAL])
     borrowed = tuple(thing for thing in search.things if not thing.kept)
     return SweepReport(
         site=site,
@@ -222,11 +228,11 @@ def _undo_strays(strays: Iterable[Marked], executors: Mapping[str, Executor]) ->
 
 
 def _look(
-    executors: Mapping[str, Executor], run: str | None, systems: Collection[str], made: Iterable[Change]
+    executors: Mapping[str, Executor], run: str | None, systems: Collection[str], made: Iterable[tuple[str, str]]
 ) -> tuple[Search, list[str]]:
     total, looked_at = Search(), []
     for system in sorted(systems):
-        targets = [change.target for change in made if change.system == system]
+        targets = [target for where, target in made if where == system]
         try:
             found = executors[system].marked(run, targets)
         except RunbookError as error:

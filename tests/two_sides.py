@@ -11,8 +11,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from runbook_lib.answers import error_for
-from runbook_lib.kubernetes import Reader as KubeReader
-from runbook_lib.proxmox import Reader as PveReader
+from runbook_lib.kubernetes_session import Reader as KubeReader
+from runbook_lib.proxmox_session import Reader as PveReader
 from runbook_lib.wire import Wire
 
 Hook = Callable[[str, str, str], None]
