@@ -42,36 +42,35 @@ def _map_key(item: Json, keys: list[str], node: Any) -> str:
     return "k:" + json.dumps(dict(sorted(found.items())), separators=(",", ":"), ensure_ascii=False)
 
 
-def paths(value: Any, node: Any) -> set[Path]:
-    """Every path an object holds."""
+def paths(value: Any, node: Any, *, holders: bool = True) -> set[Path]:
+    """Every path an object holds; without `holders` only leaves and list items, as an applied configuration owns."""
     found: set[Path] = set()
-    _collect(value, typed(node), (), found, root=True)
+    plain = _INLINE if isinstance(node, dict) and "r" in node else frozenset[str]()
+    _collect(value, typed(node), (), found, plain if holders else None)
     return {path for path in found if path not in SYSTEM}
 
 
-def _collect(value: Any, node: Any, here: Path, found: set[Path], *, root: bool = False) -> None:
+def _collect(value: Any, node: Any, here: Path, found: set[Path], plain: frozenset[str] | None) -> None:
+    # `plain` names the structures that do not own themselves; None means that no holder does.
     entry = resolve(node)
     shape = entry if isinstance(entry, dict) else {}
     atomic = bool(shape.get("atomic") or (isinstance(node, dict) and node.get("atomic")))
-    if isinstance(value, dict) and not atomic and node != "*":
-        is_map = "p" not in shape
-        if not root and (is_map or _is_item(here) or not value or _pointer(here)):
+    held = node == "*" or (plain is not None and bool(here) and here[-1] not in plain)
+    own = bool(here) and (not value or _is_item(here) or held)
+    if isinstance(value, dict) and not atomic:
+        if own:
             found.add(here)
         for name, sub in value.items():
-            _collect(sub, child(node, name), (*here, f"f:{name}"), found)
-    elif isinstance(value, dict) and not atomic:
-        if not root:
-            found.add(here)
-        for name, sub in value.items():
-            _collect(sub, "*", (*here, f"f:{name}"), found)
+            _collect(sub, child(node, name) if node != "*" else "*", (*here, f"f:{name}"), found, plain)
     elif isinstance(value, list) and shape.get("t") == "map":
-        if not _is_item(here):
+        if own:
             found.add(here)
         for item in value:
             if isinstance(item, dict):
-                _collect(item, shape["a"], (*here, _map_key(item, shape.get("k", ["name"]), shape["a"])), found)
+                _collect(item, shape["a"], (*here, _map_key(item, shape.get("k", ["name"]), shape["a"])), found, plain)
     elif isinstance(value, list) and shape.get("t") == "set":
-        found.add(here)
+        if own:
+            found.add(here)
         for item in value:
             found.add((*here, "v:" + json.dumps(item, separators=(",", ":"), ensure_ascii=False)))
     else:
@@ -82,17 +81,11 @@ def _is_item(path: Path) -> bool:
     return bool(path) and path[-1].startswith("k:")
 
 
-# Pointers to structures own themselves (`.`) beside their fields; plain structures do not.
-_INLINE = {
-    "f:metadata", "f:spec", "f:status", "f:template", "f:resources", "f:strategy", "f:updateStrategy", "f:limits",
-    "f:requests", "f:involvedObject", "f:source", "f:roleRef", "f:jobTemplate", "f:names", "f:scope", "f:nodeInfo",
-    "f:daemonEndpoints", "f:kubeletEndpoint", "f:loadBalancer", "f:podSelector", "f:target", "f:scaleTargetRef",
-    "f:state", "f:lastState", "f:capabilities",
-}  # fmt: skip
-
-
-def _pointer(path: Path) -> bool:
-    return path[-1] not in _INLINE
+# Pointers to structures own themselves (`.`) beside their fields; fields of Go that are always there do not.
+_INLINE = frozenset(
+    "f:" + name
+    for name in ["metadata", "spec", "status", "template", "strategy", "updateStrategy", "involvedObject", "source", "roleRef", "jobTemplate", "names", "nodeInfo", "daemonEndpoints", "kubeletEndpoint", "loadBalancer", "podSelector", "target", "scaleTargetRef", "state", "lastState", "resources", "containers", "webhooks"]
+)
 
 
 def to_fields(found: Iterable[Path]) -> Json:
@@ -337,7 +330,7 @@ def after_update(
                 kept.append(_entry(manager, "Update", version, stamp, subresource, total))
             continue
         left = (owned - (mine - inner)) & after
-        if left or entry.get("operation") == "Apply":
+        if left:
             kept.append(entry | {"fieldsV1": to_fields(left)} if left != owned else entry)
     if not found and mine:
         kept.append(_entry(manager, "Update", version, time, subresource, mine))
@@ -350,7 +343,7 @@ def apply(
 ) -> tuple[Json, list[Entry]]:  # fmt: skip
     """The merged object and its managedFields; ApiError 409 names every conflict."""
     root = typed(node)
-    mine = paths(applied, node)
+    mine = paths(applied, node, holders=False)
     base = live or {}
     entries = list((base.get("metadata") or {}).get("managedFields") or [])
     if live is not None and not entries:
@@ -379,7 +372,7 @@ def apply(
         owned = from_fields(entry.get("fieldsV1") or {})
         left = owned - taken.get(id(entry), set())
         others |= left
-        if left or entry.get("operation") == "Apply":
+        if left:
             kept.append(entry | {"fieldsV1": to_fields(left)} if left != owned else entry)
     if previous is not None:
         dropped = from_fields(previous.get("fieldsV1") or {}) - mine - others
@@ -387,7 +380,8 @@ def apply(
         merged = remove(merged, dropped)
         if from_fields(previous.get("fieldsV1") or {}) == mine:
             time = previous.get("time", time)
-    kept.append(_entry(manager, "Apply", version, time, subresource, mine))
+    if mine:
+        kept.append(_entry(manager, "Apply", version, time, subresource, mine))
     return merged, _order(kept)
 
 

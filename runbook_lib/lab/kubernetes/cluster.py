@@ -283,6 +283,7 @@ class Cluster:
         if meta.get("resourceVersion"):
             raise internal("resourceVersion should not be set on objects to be created")
         obj = self._prepare_create(kind, obj, namespace)
+        owned = self._owned(kind, None, obj, options)["metadata"].get("managedFields")
         obj = admission.mutate(self, kind, obj, None, options)
         errors = validation.create(self, kind, obj)
         if errors:
@@ -293,8 +294,8 @@ class Cluster:
             raise already_exists(kind.group, kind.plural, name)
         if kind.kind == "CustomResourceDefinition" and not options.dry_run:
             obj = crd.establish(self, obj)
-        if not meta.get("managedFields") or options.subresource != "apply":
-            obj = self._owned(kind, None, obj, options)
+        if owned:
+            obj = obj | {"metadata": obj["metadata"] | {"managedFields": owned}}
         return self._commit(kind, (namespace, name), obj, options)
 
     def _prepare_create(self, kind: Kind, obj: Json, namespace: str) -> Json:
@@ -554,6 +555,8 @@ class Cluster:
             base = obj | {"metadata": {k: v for k, v in obj["metadata"].items() if k != "managedFields"}}
             if old["metadata"].get("managedFields"):
                 return base  # managedFields cleared on purpose
+        if old is None and kind.custom is None:
+            base = _asked(kind, base)
         entries = apply.after_update(
             old, base, apply.typed(kind.node), options.manager, kind.api_version, self.now(), part
         )
@@ -774,6 +777,24 @@ def _gv(kind: Kind) -> str:
 
 def _shown_group(kind: Kind) -> str:
     return "" if kind.group == "events.k8s.io" else kind.group
+
+
+# What the server sets by itself when an object is created, so that its author does not own it.
+_GIVEN = {
+    "Namespace": {"finalizers"},
+    "Service": {"clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"},
+    "Job": {"selector"},
+}
+
+
+def _asked(kind: Kind, obj: Json) -> Json:
+    hidden = _GIVEN.get(kind.kind, set())
+    result = {key: value for key, value in obj.items() if key != "status" or "status" not in kind.subresources}
+    if hidden and isinstance(result.get("spec"), dict):
+        result["spec"] = {key: value for key, value in result["spec"].items() if key not in hidden}
+        if not result["spec"]:
+            del result["spec"]
+    return result
 
 
 def _drop_nulls(value: Any) -> Any:

@@ -385,7 +385,7 @@ class Call:
         name = (value.get("metadata") or {}).get("name", "") if isinstance(value.get("metadata"), dict) else ""
         if not given:
             shown = json.dumps(value)
-            cut = shown if len(shown) <= 25 else shown[:25] + " ..."
+            cut = shown if len(shown) <= 36 else shown[:33] + " ..."
             raise bad_request(
                 f"the object provided is unrecognized (must be of type {kind.kind}): Object 'Kind' is missing in "
                 f"'{shown}' ({cut})"
