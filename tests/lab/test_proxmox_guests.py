@@ -3,77 +3,47 @@
 from __future__ import annotations
 
 import io
-import time
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from proxmoxer import ProxmoxAPI, ResourceException
-from proxmoxer.tools import Tasks
 
 from runbook_lib.lab import control
 
-Finish = Callable[[str], dict[str, Any]]
+sys.path.insert(0, str(Path(__file__).parent))
+import proxmox_site
+from proxmox_site import eventually, refusal  # lies beside this file
+
+Finish = Callable[[str], str]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The healthy site, with a minute of it passing in a twentieth of a second."""
-    place = tmp_path_factory.mktemp("guests") / "lab"
-    control.up(place, scenario="healthy", scale=1200)
+    place = proxmox_site.start(tmp_path_factory.mktemp("guests"))
     yield place
     control.down(place)
 
 
 @pytest.fixture
 def pve(folder: Path) -> Iterator[Any]:
-    """The cluster as the scenario left it, through the password of root."""
-    where = control.connection(folder).proxmox
-    host = where.url.removeprefix("https://")
-    api = ProxmoxAPI(host, user=where.username, password=where.password, verify_ssl=where.ca_file)
-    api._store["session"].trust_env = False
-    yield api
+    """The cluster as the scenario left it."""
+    yield proxmox_site.login(folder)
     control.reset(folder)
 
 
 @pytest.fixture
 def finish(pve: Any) -> Finish:
-    """Waits for a task and returns its status."""
-
-    def wait(upid: str) -> dict[str, Any]:
-        status = Tasks.blocking_status(pve, upid, timeout=10, polling_interval=0.02)
-        assert status is not None, f"{upid} does not end"
-        return status
-
-    return wait
-
-
-def eventually(check: Callable[[], Any], seconds: float = 5) -> Any:
-    """What `check` returns once it returns something; a ResourceException counts as not yet."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            if value := check():
-                return value
-        except ResourceException:
-            if time.monotonic() > end:
-                raise
-        assert time.monotonic() < end, "never became true"
-        time.sleep(0.02)
-
-
-def refusal(call: Callable[[], Any]) -> ResourceException:
-    """The refusal a call gets."""
-    with pytest.raises(ResourceException) as refused:
-        call()
-    return refused.value
+    """Waits for a task and returns its exit status."""
+    return lambda upid: proxmox_site.finished(pve, upid)
 
 
 def test_a_linked_clone_becomes_a_running_machine_with_an_agent(pve: Any, finish: Finish) -> None:
     """Clone, configure, grow, start, ask the agent, stop, destroy: what a machine provider does."""
     node = pve.nodes("pve1")
-    assert finish(node.qemu(9000).clone.post(newid=150, name="m-1", pool="kubernetes"))["exitstatus"] == "OK"
+    assert finish(node.qemu(9000).clone.post(newid=150, name="m-1", pool="kubernetes")) == "OK"
     vm = node.qemu(150)
     config = vm.config.get()
     assert config["name"] == "m-1"
@@ -82,12 +52,12 @@ def test_a_linked_clone_becomes_a_running_machine_with_an_agent(pve: Any, finish
     assert config["net0"] != node.qemu(9000).config.get()["net0"]
     assert 150 in [member["vmid"] for member in pve.pools("kubernetes").get()["members"]]
     update = vm.config.post(cores=4, memory=8192, tags="Web;kube;ip_net0_10.0.0.155", description="by a test")
-    assert finish(update)["exitstatus"] == "OK"
-    assert finish(vm.resize.put(disk="scsi0", size="+10G"))["exitstatus"] == "OK"
+    assert finish(update) == "OK"
+    assert finish(vm.resize.put(disk="scsi0", size="+10G")) == "OK"
     config = vm.config.get()
     assert config["tags"] == "ip_net0_10.0.0.155;kube;web"
     assert "size=30G" in config["scsi0"]
-    assert finish(vm.status.start.post())["exitstatus"] == "OK"
+    assert finish(vm.status.start.post()) == "OK"
     assert vm.status.current.get()["status"] == "running"
     info = eventually(lambda: vm.agent("get-osinfo").get())
     assert info["result"]["id"]
@@ -95,8 +65,8 @@ def test_a_linked_clone_becomes_a_running_machine_with_an_agent(pve: Any, finish
     assert {"ip-address": "10.0.0.155", "ip-address-type": "ipv4", "prefix": 24} in told[1]["ip-addresses"]
     eventually(lambda: "done" in run(vm, ["cloud-init", "status"])["out-data"])
     assert refusal(vm.delete).status_code == 500
-    assert finish(vm.status.stop.post())["exitstatus"] == "OK"
-    assert finish(vm.delete(purge=1))["exitstatus"] == "OK"
+    assert finish(vm.status.stop.post()) == "OK"
+    assert finish(vm.delete(purge=1)) == "OK"
     assert "does not exist" in refusal(vm.config.get).content
     content = node.storage("local-lvm").content.get(vmid=150)
     assert content == []
@@ -118,7 +88,7 @@ def test_the_clone_is_locked_until_its_disks_are_copied(pve: Any, finish: Finish
     assert node.qemu(151).status.current.get()["name"] == "VM 151"
     assert refusal(lambda: node.qemu(151).config.put(cores=1)).content == "VM is locked (clone)"
     assert refusal(lambda: node.qemu(9000).clone.post(newid=151)).status_code == 500
-    assert finish(upid)["exitstatus"] == "OK"
+    assert finish(upid) == "OK"
     assert node.qemu(151).config.get()["scsi0"].startswith("nas:151/vm-151-disk-0.")
 
 
@@ -149,15 +119,14 @@ def test_a_cloud_image_becomes_a_template(pve: Any, finish: Finish) -> None:
         ciuser="ops",
         ipconfig0="ip=dhcp",
     )
-    status = finish(made)
-    assert status["exitstatus"] == "OK", Tasks(pve)
+    assert finish(made) == "OK"
     assert vm.config.get()["scsi0"] == "local-lvm:vm-9001-disk-0,discard=on,size=3G"
     assert vm.cloudinit.dump.get(type="user").startswith("#cloud-config\nhostname: debian-12\n")
-    assert finish(vm.template.post())["exitstatus"] == "OK"
+    assert finish(vm.template.post()) == "OK"
     config = vm.config.get()
     assert config["template"] == 1
     assert config["scsi0"].startswith("local-lvm:base-9001-disk-0")
-    assert finish(vm.status.start.post())["exitstatus"] == "you can't start a vm if it's a template"
+    assert finish(vm.status.start.post()) == "you can't start a vm if it's a template"
     assert refusal(vm.template.post).content == "you can't convert a template to a template"
 
 
@@ -173,7 +142,7 @@ def test_a_failed_creation_leaves_nothing_behind(pve: Any, finish: Finish) -> No
     """The task tells what was missing; the id is free again and no disk remains."""
     node = pve.nodes("pve1")
     status = finish(node.qemu.post(vmid=171, scsi0="local-lvm:4", ide2="nas:iso/none.iso,media=cdrom"))
-    assert status["exitstatus"] == "unable to create VM 171 - volume 'nas:iso/none.iso' does not exist"
+    assert status == "unable to create VM 171 - volume 'nas:iso/none.iso' does not exist"
     assert node.storage("local-lvm").content.get(vmid=171) == []
     assert pve.cluster.nextid.get(vmid=171) == "171"
 
@@ -182,12 +151,12 @@ def test_a_vm_moves_alive_when_its_disks_are_shared(pve: Any, finish: Finish) ->
     """Migration keeps it running; local disks are only taken along when asked for."""
     assert pve.nodes("pve3").qemu(120).migrate.get()["local_disks"] == []
     upid = pve.nodes("pve3").qemu(120).migrate.post(target="pve1", online=1)
-    assert finish(upid)["exitstatus"] == "OK"
+    assert finish(upid) == "OK"
     assert pve.nodes("pve1").qemu(120).status.current.get()["status"] == "running"
     stuck = pve.nodes("pve1").qemu(101).migrate.post(target="pve2", online=1)
-    assert finish(stuck)["exitstatus"] == "migration aborted"
+    assert finish(stuck) == "migration aborted"
     along = pve.nodes("pve1").qemu(101).migrate.post(target="pve2", online=1, **{"with-local-disks": 1})
-    assert finish(along)["exitstatus"] == "OK"
+    assert finish(along) == "OK"
     assert [v["volid"] for v in pve.nodes("pve2").storage("local-lvm").content.get(vmid=101)] == [
         "local-lvm:vm-101-disk-0"
     ]
@@ -199,7 +168,7 @@ def test_disks_come_and_go(pve: Any, finish: Finish) -> None:
     vm = pve.nodes("pve3").qemu(121)
     vm.config.put(scsi1="local-lvm:5")
     assert vm.config.get()["scsi1"] == "local-lvm:vm-121-disk-1,size=5G"
-    assert finish(vm.move_disk.post(disk="scsi1", storage="nas", delete=1))["exitstatus"] == "OK"
+    assert finish(vm.move_disk.post(disk="scsi1", storage="nas", delete=1)) == "OK"
     assert vm.config.get()["scsi1"].startswith("nas:121/vm-121-disk-0.raw")
     vm.config.put(delete="scsi1")
     assert vm.config.get()["unused0"] == "nas:121/vm-121-disk-0.raw"
@@ -232,12 +201,12 @@ def test_a_digest_guards_against_someone_else_s_edit(pve: Any) -> None:
 def test_a_snapshot_can_be_returned_to(pve: Any, finish: Finish) -> None:
     """The config of then is the config of now; the list hangs the present below it."""
     vm = pve.nodes("pve3").qemu(121)
-    assert finish(vm.snapshot.post(snapname="before"))["exitstatus"] == "OK"
+    assert finish(vm.snapshot.post(snapname="before")) == "OK"
     vm.config.put(cores=8)
-    assert finish(vm.snapshot("before").rollback.post())["exitstatus"] == "OK"
+    assert finish(vm.snapshot("before").rollback.post()) == "OK"
     assert vm.config.get()["cores"] == 2
     assert [row["name"] for row in vm.snapshot.get()] == ["before", "current"]
-    assert finish(vm.snapshot("before").delete())["exitstatus"] == "OK"
+    assert finish(vm.snapshot("before").delete()) == "OK"
 
 
 def test_a_start_without_its_bridge_fails_like_qemu(pve: Any, finish: Finish) -> None:
@@ -245,7 +214,7 @@ def test_a_start_without_its_bridge_fails_like_qemu(pve: Any, finish: Finish) ->
     vm = pve.nodes("pve3").qemu(121)
     vm.config.put(net0="virtio,bridge=vmbr99")
     upid = vm.status.start.post()
-    assert finish(upid)["exitstatus"] == "start failed: QEMU exited with code 1"
+    assert finish(upid) == "start failed: QEMU exited with code 1"
     log = [row["t"] for row in pve.nodes("pve3").tasks(upid).log.get()]
     assert log[0] == "bridge 'vmbr99' does not exist"
 
@@ -264,10 +233,10 @@ def test_an_uploaded_image_is_listed_with_its_size(pve: Any, finish: Finish) -> 
     storage = pve.nodes("pve1").storage("local")
     file = io.BytesIO(b"x" * 70_000)
     file.name = "seed.iso"
-    assert finish(storage.upload.post(content="iso", filename=file))["exitstatus"] == "OK"
+    assert finish(storage.upload.post(content="iso", filename=file)) == "OK"
     (row,) = storage.content.get(content="iso")
     assert (row["volid"], row["size"]) == ("local:iso/seed.iso", 70_000)
-    assert finish(storage.content("local:iso/seed.iso").delete())["exitstatus"] == "OK"
+    assert finish(storage.content("local:iso/seed.iso").delete()) == "OK"
     assert storage.content.get(content="iso") == []
 
 
@@ -286,6 +255,6 @@ def test_a_download_takes_its_size_and_hash_from_the_site(pve: Any, finish: Fini
     """The lab fetches nothing from anywhere; the image is there afterwards and a second one is refused."""
     storage = pve.nodes("pve1").storage("local")
     ask = {"content": "import", "filename": "noble.qcow2", "url": "https://cloud.example/noble.img"}
-    assert finish(storage("download-url").post(**ask))["exitstatus"] == "OK"
+    assert finish(storage("download-url").post(**ask)) == "OK"
     assert "local:import/noble.qcow2" in [row["volid"] for row in storage.content.get(content="import")]
     assert "refusing to override existing file" in refusal(lambda: storage("download-url").post(**ask)).content
