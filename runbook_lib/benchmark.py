@@ -45,6 +45,31 @@ def latency(
     ]
 
 
+def proxmox_endpoints(node: str) -> dict[str, str]:
+    """The classes of requests that the components make again and again, with a path of each."""
+    return {
+        "version": "/version",
+        "cluster status": "/cluster/status",
+        "cluster resources": "/cluster/resources",
+        "node status": f"/nodes/{node}/status",
+        "VM list": f"/nodes/{node}/qemu",
+        "storage list": f"/nodes/{node}/storage",
+    }
+
+
+def under_load(
+    client: Client, path: str, concurrency: Iterable[int], *, requests: int = 100, emulated: bool = False
+) -> list[Measurement]:
+    """One Measurement per number of simultaneous requests of one path; a reading is still one request."""
+    return [
+        measured
+        for count in concurrency
+        for measured in latency(
+            client, {f"{path}, {count} at a time": path}, requests=requests, concurrency=count, emulated=emulated
+        )
+    ]
+
+
 def throughput(measurement: Measurement, concurrency: int) -> float | None:
     """Requests a second that the readings amount to at this concurrency; None of no readings."""
     mean = measurement.mean
@@ -80,9 +105,8 @@ def _measure(
         with ThreadPoolExecutor(concurrency) as pool:
             readings = list(pool.map(one, range(requests)))
     good = tuple(reading for reading in readings if reading is not None)
-    shown = name if concurrency == 1 else f"{name} ×{concurrency}"
     return Measurement(
-        shown,
+        name,
         "ms",
         good,
         emulated=emulated,

@@ -242,6 +242,21 @@ def needs(name: str, site: Any, version: str) -> dict[str, tuple[str, ...]]:
     return {grant.path: grant.privileges for grant in account(name, site, version).grants}
 
 
+def table(given: Iterable[Account]) -> list[dict[str, str]]:
+    """One row per grant: component, token, path, privileges, and what they are for."""
+    return [
+        {
+            "component": entry.title,
+            "token": entry.token_id,
+            "path": grant.path + ("" if grant.propagate else " (not below)"),
+            "privileges": ", ".join(grant.privileges),
+            "purpose": grant.purpose,
+        }
+        for entry in given
+        for grant in entry.grants
+    ]
+
+
 def pveum(given: Iterable[Account]) -> str:
     """The same as commands for a shell on a node, for those who would rather type it than have it done."""
     lines: list[str] = []

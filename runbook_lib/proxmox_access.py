@@ -23,7 +23,7 @@ from runbook_lib import errors, secrets, wire
 from runbook_lib import proxmox_login as login
 from runbook_lib.answers import colons
 from runbook_lib.facts import LoginAttempt, ServedCertificate
-from runbook_lib.proxmox_session import as_nobody, as_token, password_of, trust_of, wire_of
+from runbook_lib.proxmox_session import as_token, password_of, trust_of, wire_of
 
 SHORT_NAMES = {NameOID.COMMON_NAME: "CN", NameOID.ORGANIZATION_NAME: "O", NameOID.ORGANIZATIONAL_UNIT_NAME: "OU"}
 DAY = timedelta(days=1)
@@ -173,14 +173,16 @@ def stranger_attempts(site: Any) -> list[LoginAttempt]:
 
 def _knock(case: str, endpoint: Any) -> LoginAttempt:
     started = time.perf_counter()
-    pve = as_nobody(endpoint, retries=0)
+    session = login.proxmox_session(wire_of(endpoint, retries=0), trust_of(endpoint))
     try:
-        pve.get("/version")
+        answer = session.get(
+            f"{login.api_base(endpoint.url)}/version", timeout=endpoint.timeout_seconds, allow_redirects=False
+        )
     except errors.TlsError as refusal:
         return LoginAttempt(case, "refused", 0, refusal.came or str(refusal), time.perf_counter() - started)
-    except errors.ApiError as error:  # it got through TLS, or nothing answered at all
-        return LoginAttempt(case, "refused", error.status, "", time.perf_counter() - started, error.came)
-    return LoginAttempt(case, "refused", 200, "", time.perf_counter() - started)
+    except errors.ApiError as error:
+        return LoginAttempt(case, "refused", 0, "", time.perf_counter() - started, error.came)
+    return LoginAttempt(case, "refused", answer.status_code, "", time.perf_counter() - started)
 
 
 def _foreign_authority() -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime
+from typing import Protocol
 
 from runbook_lib.checks import check, graded, verdict
 from runbook_lib.facts import Clock, Cluster, Guest, Node, PveVersion, Task, Template, Update
@@ -306,6 +307,30 @@ def api_is_quick(measurements: Iterable[Measurement], *, api_p95_ms: float = 200
         else:
             threshold = measurement.threshold or api_p95_ms
             yield verdict(p95 <= threshold, measurement.name, f"{measurement.name}: {figures}; limit {threshold:g} ms")
+
+
+class Unread(Protocol):
+    """A fact that a node did not give: `proxmox.Unread`."""
+
+    @property
+    def fact(self) -> str: ...
+    @property
+    def node(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+
+
+@check(
+    title="Everything could be read",
+    remedy="Grant the privilege that the reason names, or bring the node back; what was not read was not judged.",
+    source="Answers of the nodes; 403 names the missing privilege, 595 an unreachable node",
+)
+def everything_was_read(unread: Sequence[Unread]) -> Iterator[Finding]:
+    """One warning per fact and node that could not be read; one pass where nothing was left out."""
+    for row in unread:
+        yield verdict(Status.WARN, f"{row.node} {row.fact}", f"{row.fact} of {row.node}: {row.reason}")
+    if not unread:
+        yield verdict(True, "", "every node gave every fact that was asked of it")
 
 
 def _faults(template: Template) -> tuple[list[str], list[str]]:
