@@ -100,8 +100,8 @@ def access(
     secret is not there is of no use to anyone here and is made anew.
     """
     root, site = root or _root(), _settled(pve, site)
-    if not (site.names.iso_storage and site.names.disk_storage):
-        return Wanted(problems=("storage: no storage that every node has takes ISO images, or none takes disks",))
+    if problems := _open_storages(site):
+        return Wanted(problems=problems)
     version = str(pve.get("/version")["version"])
     roles = {row["roleid"]: _names(row.get("privs")) for row in pve.get("/access/roles")}
     users = {row["userid"]: row for row in pve.get("/access/users", full=1)}
@@ -321,6 +321,17 @@ def _settled(pve: Any, site: Any) -> Any:
     return with_storages(site, proxmox.storages(pve))
 
 
+def _open_storages(site: Any) -> tuple[str, ...]:
+    """What could not be chosen; rights and disks need a storage by name."""
+    wanted = (("iso_storage", "iso", "ISO images"), ("disk_storage", "images", "disks"))
+    return tuple(
+        f"names.{field}: no active storage that every node of the site has takes {purpose}; "
+        f"add `{content}` to one's content types with `pvesm set`"
+        for field, content, purpose in wanted
+        if not getattr(site.names, field)
+    )
+
+
 @dataclass(frozen=True)
 class StorageUse:
     """One purpose and the storage that serves it on one node; `problem` says why it cannot."""
@@ -456,8 +467,8 @@ def _import(pve: Any, site: Any, run: str, node: str) -> Wanted:
     image = names.cloud_image
     if image is None:
         return Wanted(problems=(f"VM {vmid}: there is no such template, and the site names no `names.cloud_image`",))
-    if not (names.iso_storage and names.disk_storage):
-        return Wanted(problems=("storage: no storage that every node has takes ISO images, or none takes disks",))
+    if problems := _open_storages(site):
+        return Wanted(problems=problems)
     if not node:
         return Wanted(problems=("Proxmox VE: none of the site's nodes is online",))
     source = str(getattr(image, "url", None) or getattr(image, "file", None))
@@ -672,7 +683,7 @@ def environment(pve: Any, kube: Any, site: Any, run: str, *, root: Path | None =
     return Wanted(
         tuple(change for part in parts for change in part.changes),
         tuple(name for part in parts for name in part.unchanged),
-        tuple(problem for part in parts for problem in part.problems),
+        tuple(dict.fromkeys(problem for part in parts for problem in part.problems)),
     ).numbered(step)
 
 

@@ -297,6 +297,14 @@ def test_open_storages_are_chosen_where_every_node_has_them() -> None:
     assert (names.iso_storage, names.disk_storage) == ("a", "b")
 
 
+def test_a_node_without_a_storage_for_disks_is_one_problem(both: Both) -> None:
+    """As an installer may leave it; said once, with what to do."""
+    del both.world.state["storages"]["local-lvm"]
+    wanted = both.wanted()
+    assert [problem.partition(":")[0] for problem in wanted.problems] == ["names.disk_storage"]
+    assert "add `images`" in wanted.problems[0]
+
+
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
