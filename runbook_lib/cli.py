@@ -13,13 +13,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer._click.exceptions import ClickException  # typer carries its own click and re-exports its leaves only
 
-from runbook_lib.cli_lab import emit_json, lab_app, parse_values, shown_path
+from runbook_lib import cli_results
+from runbook_lib.cli_results import (
+    FormatOption,
+    SiteArgument,
+    SiteOption,
+    build_pages,
+    emit_json,
+    known_format,
+    outputs,
+    parse_values,
+    project_root,
+    show,
+    shown_path,
+    sites_app,
+    table,
+)
 from runbook_lib.errors import RunbookError, UsageError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from runbook_lib.model import Run
 
 app = typer.Typer(
@@ -30,13 +44,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-sites_app = typer.Typer(help="The sites of parameters/: list them, check one, show one.", no_args_is_help=True)
+lab_app = typer.Typer(help="The emulated site on this machine: start, look, change, stop.", no_args_is_help=True)
 app.add_typer(sites_app, name="sites")
 app.add_typer(lab_app, name="lab")
-
-SiteArgument = Annotated[str, typer.Argument(help="A name from parameters/, or a YAML file.")]
-SiteOption = Annotated[str | None, typer.Option("--site", help="Only this site.")]
-FormatOption = Annotated[str, typer.Option("--format", help="json, junit or markdown; a table for people without it.")]
 
 
 def main() -> None:
@@ -50,8 +60,10 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away; nothing to tell
         code = 0
-    except Exception as problem:  # noqa: BLE001 - only to tell click's own usage errors from bugs
+    except ClickException as problem:
         code = _usage(problem)
+    except typer.Abort:
+        code = 130
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -63,52 +75,13 @@ def _complain(problem: RunbookError) -> int:
     return problem.exit_code
 
 
-def _usage(problem: Exception) -> int:
-    message = getattr(problem, "format_message", None)
-    if message is None:
-        if type(problem).__name__ == "Abort":
-            return 130
-        raise problem
-    context = getattr(problem, "ctx", None)
-    where = context.command_path if context else "runbook"
-    typer.echo(f"runbook: {' '.join(message().split())}; see `{where} --help`", err=True)
-    return 2
-
-
-def _root() -> Path:
-    from runbook_lib.parameters import project_root
-
-    return project_root()
-
-
-def _outputs() -> Path:
-    return _root() / "outputs"
-
-
-def _print(renderable: RenderableType) -> None:
-    from rich.console import Console
-
-    Console(highlight=False).print(renderable)
-
-
-def _table(rows: list[Mapping[str, Any]], columns: list[str]) -> RenderableType:
-    from rich.table import Table
-    from rich.text import Text
-
+def _usage(problem: ClickException) -> int:
     from runbook_lib.report import plain
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(plain(row[column] if row[column] is not None else "")) for column in columns))
-    return table
-
-
-def _want_format(given: str, *known: str) -> str:
-    if given and given not in known:
-        raise UsageError(f"format is {given!r}", "", f"it is one of {', '.join(known)}")
-    return given
+    context = getattr(problem, "ctx", None)
+    where = context.command_path if context else "runbook"
+    typer.echo(f"runbook: {plain(' '.join(problem.format_message().split()))}; see `{where} --help`", err=True)
+    return 2
 
 
 # ---------------------------------------------------------------- run
@@ -118,28 +91,22 @@ def _finish(run: Run, *, format: str, pages: bool) -> None:
     """Write the reports and, if wanted, the pages; print the result, and where to look."""
     from runbook_lib import report
 
-    folder = _outputs() / run.path
+    folder = outputs() / run.path
     report.write_reports(run, folder)
     if format:
         typer.echo(report.WRITERS[format](run), nl=False)
     else:
-        _print(report.terminal(run))
+        show(report.terminal(run))
     typer.echo(f"\nReport   {shown_path(folder / 'report.md')}", err=True)
     typer.echo(f"Events   {shown_path(folder / 'events.jsonl')}", err=True)
     if pages:
-        typer.echo(f"Pages    {shown_path(_build_pages(_outputs() / 'public', 'en', None))}", err=True)
+        typer.echo(f"Pages    {shown_path(build_pages(outputs() / 'public', 'en', None))}", err=True)
     waiting = [record.reason for record in run.steps if report.waits_for_approval(record)]
     for reason in waiting:
         typer.echo(f"Waiting  {report.plain(reason)}", err=True)
     if waiting or any(record.status == "not run" for record in run.steps):
         typer.echo(f"Go on    runbook resume {run.id}", err=True)
     raise typer.Exit(report.exit_code(run))
-
-
-def _build_pages(out: Path, locale: str, sites: list[str] | None) -> Path:
-    from runbook_lib import pages as pages_module
-
-    return Path(pages_module.build(_root(), out, locale=locale, sites=sites))
 
 
 StepOption = Annotated[
@@ -189,7 +156,7 @@ def resume(
     """
     from runbook_lib import events, results
 
-    folder = results.find_run(run, _root(), site=site)
+    folder = results.find_run(run, project_root(), site=site)
     begun = events.first_event(folder)
     named, parameters = begun.get("named", folder.parent.name), begun.get("parameters", {})
     _run(named, None, parameters, folder.name, parallel, isolation, progress, format, pages)
@@ -209,7 +176,7 @@ def _run(
     from runbook_lib import progress as shown
     from runbook_lib import report, runner
 
-    _want_format(format, *report.FORMATS)
+    known_format(format, *report.FORMATS)
     with shown.progress(style) as listener:
         done = runner.run(
             site,
@@ -218,118 +185,10 @@ def _run(
             parallel=parallel,
             isolation=isolation,
             parameters=parameters,
-            root=_root(),
+            root=project_root(),
             on_event=listener,
         )
     _finish(done, format=format, pages=pages)
-
-
-# ---------------------------------------------------------------- results
-
-
-@app.command()
-def report(
-    run: Annotated[str, typer.Argument(help="A run's id or the end of it, a folder, or `last`.")] = "last",
-    site: SiteOption = None,
-    format: FormatOption = "",
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Passes and skips too.")] = False,
-) -> None:
-    """Show a run again. The exit code is the run's.
-
-    Examples: `runbook report` · `runbook report last --format markdown` · `runbook report 4f2a -v`
-    """
-    from runbook_lib import report as reports
-    from runbook_lib import results
-
-    _want_format(format, *reports.FORMATS)
-    shown = results.read_run(results.find_run(run, _root(), site=site))
-    if format:
-        typer.echo(reports.WRITERS[format](shown), nl=False)
-    else:
-        _print(reports.terminal(shown, verbose=verbose))
-    raise typer.Exit(reports.exit_code(shown))
-
-
-@app.command()
-def compare(
-    before: Annotated[str, typer.Argument(help="The earlier run.")],
-    after: Annotated[str, typer.Argument(help="The later run.")] = "last",
-    format: FormatOption = "",
-) -> None:
-    """What is different between two runs: problems that appeared, were fixed, remain, or were not looked at again.
-
-    Examples: `runbook compare 4f2a` · `runbook compare 4f2a 77b0 --format json`
-    """
-    from runbook_lib import report as reports
-    from runbook_lib import results
-    from runbook_lib.model import to_dict
-
-    _want_format(format, "json")
-    root = _root()
-    difference = results.compare(
-        results.read_run(results.find_run(before, root)), results.read_run(results.find_run(after, root))
-    )
-    if format:
-        data = to_dict(difference)
-        emit_json({**data, "before": difference.before.id, "after": difference.after.id})
-    else:
-        _print(reports.comparison(difference))
-
-
-@app.command()
-def history(site: SiteArgument = "lab", format: FormatOption = "") -> None:
-    """The runs of a site, and its daily and weekly figures.
-
-    Examples: `runbook history` · `runbook history mysite --format json`
-    """
-    from runbook_lib import report as reports
-    from runbook_lib import results
-    from runbook_lib.model import to_dict
-
-    _want_format(format, "json")
-    found = results.history(results.runs(site, _root()))
-    if format:
-        emit_json(to_dict(found))
-    elif not found.runs:
-        raise UsageError(f"site {site} has no runs yet", "", f"begin with `runbook run {site}`")
-    else:
-        _print(reports.timeline(found))
-
-
-@app.command()
-def pages(
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to write.", show_default="outputs/public")
-    ] = None,
-    locale: Annotated[str, typer.Option(help="en or uk.")] = "en",
-    site: Annotated[list[str] | None, typer.Option("--site", help="Only this site; repeat.")] = None,
-) -> None:
-    """Publish the runs as static pages that need no server.
-
-    Examples: `runbook pages` · `runbook pages --locale uk --out public`
-    """
-    typer.echo(shown_path(_build_pages(out or _outputs() / "public", locale, site)))
-
-
-@app.command()
-def checks(
-    format: FormatOption = "",
-    search: Annotated[str, typer.Argument(help="Only those with this word.", show_default=False)] = "",
-) -> None:
-    """The catalogue of checks: what is judged, by which source, and what to do when it fails.
-
-    Examples: `runbook checks` · `runbook checks storage` · `runbook checks --format json`
-    """
-    from runbook_lib import checks as catalogue_module
-    from runbook_lib.model import to_dict
-
-    _want_format(format, "json")
-    found = [to_dict(entry) for entry in catalogue_module.catalogue()]
-    found = [entry for entry in found if search.lower() in json.dumps(entry, ensure_ascii=False).lower()]
-    if format:
-        emit_json(found)
-    else:
-        _print(_table(found, ["id", "title", "remedy"]))
 
 
 @app.command()
@@ -340,7 +199,7 @@ def steps(format: FormatOption = "") -> None:
     """
     from runbook_lib import runner
 
-    _want_format(format, "json")
+    known_format(format, "json")
     rows: list[Mapping[str, Any]] = [
         {
             "step": spec.step,
@@ -350,12 +209,12 @@ def steps(format: FormatOption = "") -> None:
             "changes": "changes" if spec.changes else "reads",
             "notebook": f"notebooks/{spec.notebook}",
         }
-        for spec in runner.discover(_root())
+        for spec in runner.discover(project_root())
     ]
     if format:
         emit_json(rows)
     else:
-        _print(_table(rows, ["step", "title", "task", "needs", "changes", "notebook"]))
+        show(table(rows, ["step", "title", "task", "needs", "changes", "notebook"]))
 
 
 @app.command()
@@ -366,7 +225,7 @@ def new(name: Annotated[str, typer.Argument(help="Number and words, like 23_inst
     """
     from runbook_lib import scaffold
 
-    typer.echo(shown_path(scaffold.new_step(name, _root())))
+    typer.echo(shown_path(scaffold.new_step(name, project_root())))
 
 
 # ---------------------------------------------------------------- changes
@@ -385,7 +244,7 @@ def approve(
     """
     from runbook_lib import plan
 
-    folders = sorted(_outputs().glob(f"{site or '*'}/approvals"))
+    folders = sorted(outputs().glob(f"{site or '*'}/approvals"))
     waiting = [(folder, entry) for folder in folders for entry in plan.pending(folder)]
     if not digest:
         for _, entry in waiting:
@@ -420,11 +279,11 @@ def sweep(
     from runbook_lib import events, parameters, results
     from runbook_lib import sweep as sweeper
 
-    loaded = parameters.load_site(site, root=_root())
-    name = results.find_run(run, _root(), site=loaded.name).name if run else None
-    folder = events.make_private(events.make_private(_outputs()) / loaded.name)
+    loaded = parameters.load_site(site, root=project_root())
+    name = results.find_run(run, project_root(), site=loaded.name).name if run else None
+    folder = events.make_private(events.make_private(outputs()) / loaded.name)
     with events.site_lock(folder, loaded.name):  # no run of the site may be alive
-        done = sweeper.sweep(loaded, name, root=_root())
+        done = sweeper.sweep(loaded, name, root=project_root())
     _print_sweep(done)
     raise typer.Exit(0 if done.clean else 1)
 
@@ -443,67 +302,146 @@ def _print_sweep(done: Any) -> None:
     typer.echo("clean: nothing borrowed remains" if done.clean else "not clean")
 
 
-# ---------------------------------------------------------------- sites
+for command in (cli_results.report, cli_results.compare, cli_results.history, cli_results.pages, cli_results.checks):
+    app.command()(command)
 
 
-@sites_app.command("list")
-def sites_list(format: FormatOption = "") -> None:
-    """The sites of parameters/, and whether each one is readable.
+# ---------------------------------------------------------------- lab
 
-    Examples: `runbook sites list`
+DirOption = Annotated[Path | None, typer.Option("--dir", help="Where the lab keeps its state.", show_default=".lab")]
+JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
+
+
+def _lab_folder(folder: Path | None) -> Path:
+    return folder or project_root() / ".lab"
+
+
+def _print_connection(connection: Any, as_json: bool) -> None:
+    """Without --json the secrets stay where they lie: only their file is named."""
+    if as_json:
+        emit_json(connection.to_dict())
+        return
+    typer.echo(f"proxmox     {connection.proxmox.url}  as {connection.proxmox.username}")
+    kubernetes = connection.kubernetes
+    typer.echo(f"kubernetes  {kubernetes.url}  kubeconfig {shown_path(Path(kubernetes.kubeconfig))}")
+    typer.echo(f"authority   {shown_path(Path(connection.proxmox.ca_file))}; secrets in secrets.json beside it")
+
+
+@lab_app.command("up")
+def lab_up(
+    scenario: Annotated[
+        str | None, typer.Option(help="A scenario's name or YAML file.", show_default="healthy")
+    ] = None,
+    scale: Annotated[float | None, typer.Option(help="Lab seconds per second, of tasks and boots.")] = None,
+    dir: DirOption = None,
+    proxmox_port: Annotated[int, typer.Option(help="0 = any free one.")] = 0,
+    kubernetes_port: Annotated[int, typer.Option(help="0 = any free one.")] = 0,
+    json_: JsonOption = False,
+) -> None:
+    """Start the lab, or go on with the one that is up, and tell how to reach it.
+
+    Examples: `runbook lab up` · `runbook lab up --scenario fresh-node --dir /tmp/one --json`
     """
-    from runbook_lib import parameters
+    from runbook_lib.lab import control
 
-    _want_format(format, "json")
-    rows: list[Mapping[str, Any]] = [_site_row(name, parameters) for name in parameters.site_names(_root())]
-    if format:
-        emit_json(rows)
-    else:
-        _print(_table(rows, ["site", "title", "changes", "state"]))
-
-
-def _site_row(name: str, parameters: Any) -> dict[str, Any]:
-    try:
-        loaded = parameters.load_site(name, root=_root(), start_lab=False)
-    except RunbookError as problem:
-        return {"site": name, "title": "", "changes": "", "state": str(problem)}
-    return {"site": loaded.name, "title": loaded.title, "changes": loaded.changes, "state": "ok"}
+    up = control.up(
+        _lab_folder(dir),
+        scenario=scenario,
+        scale=scale,
+        proxmox_port=proxmox_port,
+        kubernetes_port=kubernetes_port,
+    )
+    _print_connection(up, json_)
 
 
-@sites_app.command("check")
-def sites_check(site: SiteArgument = "lab") -> None:
-    """Judge a parameters file without touching the site. Exit 2 names file, key and what was expected.
+@lab_app.command("status")
+def lab_status(dir: DirOption = None, json_: JsonOption = False) -> None:
+    """Whether the lab is up, and how to reach it. Exit 3 when it is not.
 
-    Examples: `runbook sites check mysite`
+    Examples: `runbook lab status --json`
     """
-    from runbook_lib import parameters
+    from runbook_lib.lab import control
 
-    loaded = parameters.load_site(site, root=_root(), start_lab=False)
-    typer.echo(f"{loaded.name}: ok")
+    if json_:
+        emit_json(control.connection(_lab_folder(dir)).to_dict())
+        return
+    told = control.status(_lab_folder(dir))
+    if told is None:
+        typer.echo("the lab is not up", err=True)
+        raise typer.Exit(3)
+    for name, value in told.items():
+        typer.echo(f"{name}: {value if isinstance(value, str | int | float) else json.dumps(value)}")
 
 
-@sites_app.command("show")
-def sites_show(site: SiteArgument = "lab") -> None:
-    """A site's parameters with every default, as JSON. Secrets stay references.
+@lab_app.command("down")
+def lab_down(dir: DirOption = None) -> None:
+    """Stop the lab.
 
-    Examples: `runbook sites show mysite`
+    Examples: `runbook lab down`
     """
-    from runbook_lib import parameters
-    from runbook_lib.secrets import redact_json
+    from runbook_lib.lab import control
 
-    loaded = parameters.load_site(site, root=_root(), start_lab=False)
-    emit_json(redact_json(loaded.model_dump(mode="json")))
+    typer.echo("the lab is down" if control.down(_lab_folder(dir)) else "the lab was not up", err=True)
 
 
-@sites_app.command("schema")
-def sites_schema() -> None:
-    """The JSON schema of a parameters file, for editors.
+@lab_app.command("reset")
+def lab_reset(dir: DirOption = None) -> None:
+    """Begin anew with the lab's scenario.
 
-    Examples: `runbook sites schema > parameters/schema.json`
+    Examples: `runbook lab reset`
     """
-    from runbook_lib import parameters
+    from runbook_lib.lab import control
 
-    emit_json(parameters.schema())
+    told = control.reset(_lab_folder(dir))
+    typer.echo(f"scenario {told.get('scenario', '')} from its beginning", err=True)
+
+
+@lab_app.command("scenario")
+def lab_scenario(
+    name: Annotated[str, typer.Argument(help="A name or a YAML file.")],
+    dir: DirOption = None,
+) -> None:
+    """Begin anew with another scenario.
+
+    Examples: `runbook lab scenario fresh-node`
+    """
+    from runbook_lib.lab import control
+
+    told = control.scenario(name, _lab_folder(dir))
+    typer.echo(f"scenario {told.get('scenario', name)}", err=True)
+
+
+@lab_app.command("fault")
+def lab_fault(
+    rule: Annotated[
+        list[str] | None, typer.Argument(help="Fields as name=value: system, method, path, status, times …")
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Take all faults away.")] = False,
+    dir: DirOption = None,
+) -> None:
+    """Make the lab's APIs misbehave, until told otherwise.
+
+    Examples: `runbook lab fault system=proxmox path=/nodes status=503 times=2` · `runbook lab fault --clear`
+    """
+    from runbook_lib.lab import control
+
+    if clear == bool(rule):
+        raise UsageError("a fault", "nothing to add", "give fields as name=value, or --clear")
+    emit_json(control.fault(None if clear else parse_values(rule or []), _lab_folder(dir)))
+
+
+@lab_app.command("advance")
+def lab_advance(
+    seconds: Annotated[float, typer.Argument(help="Lab seconds.")],
+    dir: DirOption = None,
+) -> None:
+    """Move the lab's clock forward by hand.
+
+    Examples: `runbook lab advance 3600`
+    """
+    from runbook_lib.lab import control
+
+    emit_json(control.advance(seconds, _lab_folder(dir)))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 FINDING_MIMETYPE = "application/x.runbook.finding+json"
 SHUTDOWN_SECONDS = 20.0
 """What a kernel has to take back what its step borrowed, before it is killed."""
+REPLY_SECONDS = 1.0
+"""How long an interrupted cell's reply may come after the kernel said that it is idle."""
 
 
 class ManagedEngine(Engine):
@@ -225,11 +227,19 @@ class RunbookClient(PapermillNotebookClient):
         """papermill's handling; findings are told as they come."""
         if msg["msg_type"] == "execute_input" and self._options.hold.stopping:
             self._options.hold.interrupt()  # a kernel ignores an interrupt that comes between two cells
+        if msg["msg_type"] == "status" and msg["content"]["execution_state"] == "idle" and self._options.hold.stopping:
+            # An interrupt that hits the kernel's own code before the cell's leaves the request without a reply.
+            asyncio.get_running_loop().call_later(REPLY_SECONDS, _give_up, self.task_poll_for_reply)
         if msg["msg_type"] in {"display_data", "execute_result"}:
             payload = msg["content"].get("data", {}).get(FINDING_MIMETYPE)
             if payload is not None:
                 self._options.on_finding(redact_json(json.loads(payload) if isinstance(payload, str) else payload))
         return super().process_message(msg, cell, cell_index)
+
+
+def _give_up(reply: asyncio.Future[Any] | None) -> None:
+    if reply is not None and not reply.done():
+        reply.cancel()  # nbclient takes this for a dead kernel, and ends the notebook
 
 
 async def _sockets_exist(km: AsyncKernelManager, timeout: float) -> None:

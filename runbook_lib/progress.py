@@ -70,7 +70,7 @@ def sentence(event: Event) -> str:
     if kind == "step-started":
         return plain(f"{event['step']} {event['title']} …")
     if kind == "finding" and event.get("status") != Status.PASS:
-        return plain(f"{event['step']} {event['status']}: {event['subject']} {event['message']}")
+        return plain(f"{event['step']} {event['status']}: {_about(event)}: {event['message']}")
     if kind == "step-finished":
         seconds = f" in {event['seconds']:.1f} s" if event.get("seconds") is not None else ""
         reason = f" — {event['reason']}" if event.get("reason") else ""
@@ -80,6 +80,11 @@ def sentence(event: Event) -> str:
     if kind == "run-finished":
         return plain(f"{event['site']}: {event['status']}" + (" (interrupted)" if event.get("interrupted") else ""))
     return ""
+
+
+def _about(event: Event) -> str:
+    """What a finding is about: its subject, or its check when it is about the whole site."""
+    return str(event.get("subject") or event.get("check") or "")
 
 
 @dataclass
@@ -130,7 +135,7 @@ class TreeView:
             status = event["status"]
             view.counts[status] = view.counts.get(status, 0) + 1
             if status in {Status.WARN, Status.FAIL, Status.ERROR}:
-                view.problems.append(plain(f"{event['subject']}: {event['message']}"))
+                view.problems.append(plain(f"{_about(event)}: {event['message']}"))
         elif kind == "step-finished":
             view.status, view.reason, view.seconds = event["status"], event["reason"], event["seconds"]
             view.counts = event["findings"] or view.counts

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("json", "junit", "markdown")
 FILES = {"report.json": "json", "report.junit.xml": "junit", "report.md": "markdown"}
-INTERRUPTED = 130
 MARKS = {
     Status.PASS: ("✓", "green"),
     Status.WARN: ("!", "yellow"),
@@ -138,7 +137,7 @@ def _finding_text(record: StepRecord, finding: Finding) -> RenderableType:
 
     mark, style = MARKS[finding.status]
     text = Text(f"{mark} {record.step} ", style=style)
-    text.append(f"{plain(finding.subject)}: " if finding.subject else "", style="bold")
+    text.append(f"{plain(finding.subject or finding.check)}: ", style="bold")
     text.append(plain(finding.message), style="default")
     if finding.remedy:
         text.append(f"\n     → {plain(finding.remedy)}", style="dim")

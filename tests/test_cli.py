@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import typer.main
 
@@ -241,7 +240,6 @@ def test_a_new_step_runs_against_the_lab_and_under_nbval(home: Path) -> None:
     assert _runbook(home, "lab", "status").returncode == 3
 
 
-def test_the_command_table_is_clicks() -> None:
-    """The walk above saw the real commands."""
-    assert isinstance(typer.main.get_command(cli.app), click.Group | typer.core.TyperGroup)
-    assert len(_commands()) > 20
+def test_the_command_table_is_whole() -> None:
+    """The walk above saw the commands of the groups too."""
+    assert {"run", "lab up", "sites check"} <= {path for path, _ in _commands()}
