@@ -42,21 +42,12 @@ AGENT_VM = {
     "memory": "256",
     "agent": "1",
     "scsi0": "local:1",
-    "net0": "virtio=BC:24:11:96:3B:9D,bridge=vmbr0",
+    "net0": "virtio,bridge=vmbr0",
     "ostype": "l26",
     "serial0": "socket",
     "ipconfig0": "ip=10.9.0.5/24,gw=10.9.0.1",
 }
-AGENT_OS = {
-    "id": "pvelab",
-    "name": "PveLabLinux",
-    "pretty-name": "PVE Lab Linux 1",
-    "version": "1",
-    "version-id": "1",
-    "kernel-release": "6.1.0-56-cloud-amd64",
-    "kernel-version": "#1 SMP PREEMPT_DYNAMIC Debian 6.1.192-2 (2026-11-16)",
-}
-"""The VM whose agent was recorded, and what its image held."""
+"""The VM whose agent was recorded; what its image said of itself is taken from the recording."""
 
 LEFT_OUT: dict[str, list[tuple[str, str, dict[str, str]]]] = {
     "60 vm-unknown-status": [("DELETE", "/nodes/pve1/qemu/191", {})],
@@ -244,6 +235,7 @@ def neutral(value: str, driver: Driver) -> str:
     value = re.sub(r"UPID:\S+:", "<upid>", value)
     value = re.sub(r"BC:24:11(:[0-9A-F]{2}){3}", "<mac>", value, flags=re.I)
     value = re.sub(r"\bfe80::be24:11ff:fe[0-9a-f:]+", "<from mac>", value)
+    value = re.sub(r"\bfe80::[0-9a-f:]+", "<link-local>", value)
     value = re.sub(r"\$5\$\S+", "<crypt>", value)
     value = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+", "<time>", value)
     # the recorded server had its upload folder moved
@@ -323,7 +315,8 @@ async def replay(calls: list[dict[str, Any]], spool: Path) -> Replay:
                 await state.tasks.idle()
                 if missing[2] is AGENT_VM:
                     # its image held a system with a running agent
-                    state.guests[400].bootable, state.guests[400].os = True, AGENT_OS
+                    told = next(row for row in calls if row["name"] == "agent-osinfo")
+                    state.guests[400].bootable, state.guests[400].os = True, told["json"]["data"]["result"]
             if label == "421 agent-ping":
                 state.clock.advance(60)
             answer = await driver.send(call)
