@@ -83,8 +83,32 @@ def _is_item(path: Path) -> bool:
 
 # Pointers to structures own themselves (`.`) beside their fields; fields of Go that are always there do not.
 _INLINE = frozenset(
-    "f:" + name
-    for name in ["metadata", "spec", "status", "template", "strategy", "updateStrategy", "involvedObject", "source", "roleRef", "jobTemplate", "names", "nodeInfo", "daemonEndpoints", "kubeletEndpoint", "loadBalancer", "podSelector", "target", "scaleTargetRef", "state", "lastState", "resources", "containers", "webhooks"]
+    f"f:{name}"
+    for name in [
+        "metadata",
+        "spec",
+        "status",
+        "template",
+        "strategy",
+        "updateStrategy",
+        "involvedObject",
+        "source",
+        "roleRef",
+        "jobTemplate",
+        "names",
+        "nodeInfo",
+        "daemonEndpoints",
+        "kubeletEndpoint",
+        "loadBalancer",
+        "podSelector",
+        "target",
+        "scaleTargetRef",
+        "state",
+        "lastState",
+        "resources",
+        "containers",
+        "webhooks",
+    ]
 )
 
 
@@ -183,11 +207,17 @@ def _merge_items(live: list[Any], applied: list[Any], shape: Json) -> list[Any]:
     return result
 
 
-def remove(obj: Any, gone: set[Path]) -> Any:
-    """The object without the named paths; holders left empty by it go too when they are named."""
+def remove(obj: Any, gone: set[Path], kept: set[Path]) -> Any:
+    """The object without the named paths; a holder that is left empty goes too, unless someone keeps it."""
     result = obj
+    keep = kept | holders(kept)
     for path in sorted(gone, key=len):
         result = _without(result, path)
+        for size in range(len(path) - 1, 0, -1):
+            above = path[:size]
+            if above in keep or above in SYSTEM or _value(result, above) not in ({}, []):
+                break
+            result = _without(result, above)
     return result
 
 
@@ -377,7 +407,7 @@ def apply(
     if previous is not None:
         dropped = from_fields(previous.get("fieldsV1") or {}) - mine - others
         dropped = {p for p in dropped if not _kept_by(p, mine | others)}
-        merged = remove(merged, dropped)
+        merged = remove(merged, dropped, mine | others)
         if from_fields(previous.get("fieldsV1") or {}) == mine:
             time = previous.get("time", time)
     if mine:

@@ -159,7 +159,11 @@ class Cluster:
         CustomResourceDefinitions and Namespaces may come in any order: they are loaded first.
         """
         rank = {"CustomResourceDefinition": 0, "Namespace": 1}
-        return [self._load(obj) for obj in sorted(objects, key=lambda obj: rank.get(obj.get("kind", ""), 2))]
+        found = [self._load(obj) for obj in sorted(objects, key=lambda obj: rank.get(obj.get("kind", ""), 2))]
+        # What is seeded may name owners that are seeded later or never: only what a client makes is collected.
+        self.dirty = {mark for mark in self.dirty if mark[0] != "owned"}
+        gc.settle(self)
+        return found
 
     def _load(self, given: Json) -> Json:
         kind = self.registry.by_gvk.get((given.get("apiVersion", ""), given.get("kind", "")))

@@ -17,7 +17,7 @@ from aiohttp import web
 from . import auth, discovery, openapi, reviews, table, wire
 from .cluster import Cluster, Options, User, _selected
 from .rbac import Request as Wish
-from .schema import Kind
+from .schema import Decoder, Kind, builtin
 from .selectors import FieldRequirement, Requirement, parse_fields, parse_labels
 from .status import (
     ApiError,
@@ -385,7 +385,7 @@ class Call:
         name = (value.get("metadata") or {}).get("name", "") if isinstance(value.get("metadata"), dict) else ""
         if not given:
             shown = json.dumps(value)
-            cut = shown if len(shown) <= 36 else shown[:33] + " ..."
+            cut = shown if len(shown) <= 30 else shown[:30] + " ..."
             raise bad_request(
                 f"the object provided is unrecognized (must be of type {kind.kind}): Object 'Kind' is missing in "
                 f"'{shown}' ({cut})"
@@ -509,7 +509,7 @@ class Call:
     async def _any_body(self, kind: str) -> Json:
         raw = await self._body()
         value: Json = wire.read(raw, wire.media_type(self.request.headers.get("Content-Type")), kind).value
-        return value
+        return Decoder(_BODIES[kind]).read(value)
 
     async def _log(self, kind: Kind, namespace: str, name: str) -> web.StreamResponse:
         pod = self.cluster.stored(kind, namespace, name).obj
@@ -751,6 +751,23 @@ class Call:
             headers["Content-Type"] = "text/plain; charset=utf-8"
             return web.Response(status=404, body=b"404 page not found\n", headers=headers)
         return web.Response(status=error.code, body=encode(error.body()), headers=headers)
+
+
+def _body_kind(group: str, version: str, kind: str) -> Kind:
+    name = builtin()["kinds"][f"{group}/{version}/{kind}"]
+    return Kind(group, version, kind, "", True, "", node={"r": name})
+
+
+# Bodies of subresources, which are kinds of their own.
+_BODIES = {
+    row[2]: _body_kind(*row)
+    for row in (
+        ("authentication.k8s.io", "v1", "TokenRequest"),
+        ("policy", "v1", "Eviction"),
+        ("autoscaling", "v1", "Scale"),
+        ("", "v1", "Binding"),
+    )
+}
 
 
 def _page_missing() -> ApiError:
