@@ -8,11 +8,11 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from runbook_lib.display import Bundle, plain
 from runbook_lib.facts import Guest, KubeNode, Node
-from runbook_lib.model import Measurement, Status
+from runbook_lib.model import Measurement, Run, Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,11 +100,22 @@ def histogram(measurements: Sequence[Measurement], *, threshold: float | None = 
     return _described(figure, emulated + "; ".join(lines))
 
 
-def dag(
-    needs: Mapping[str, Sequence[str]], titles: Mapping[str, str], statuses: Mapping[str, Status] | None = None
-) -> Figure:
-    """The steps from left to right by what they need, coloured by status where one is known."""
-    statuses = statuses or {}
+class StepLike(Protocol):
+    """A step with its needs: `runner.StepSpec` and `model.StepRecord` both are one."""
+
+    @property
+    def step(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def needs(self) -> Sequence[str]: ...
+
+
+def dag(steps: Sequence[StepLike], run: Run | None = None) -> Figure:
+    """The steps from left to right by what they need, framed in the colour of what each came to in the run."""
+    needs = {entry.step: entry.needs for entry in steps}
+    titles = {entry.step: entry.title for entry in steps}
+    statuses = {record.step: record.status for record in run.steps} if run else {}
     depth: dict[str, int] = {}
     for step in _ordered(needs):
         depth[step] = 1 + max((depth[other] for other in needs[step] if other in depth), default=-1)

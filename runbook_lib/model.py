@@ -193,6 +193,8 @@ def to_dict(value: Any) -> Any:
         return [to_dict(entry) for entry in value]
     if isinstance(value, set | frozenset):
         return [to_dict(entry) for entry in sorted(value, key=str)]
+    if value.__class__.__name__ in {"NaTType", "NAType"}:  # NaT is a datetime, and no time
+        return None
     if isinstance(value, datetime | date):
         return value.isoformat()
     return _foreign(value)
@@ -200,8 +202,6 @@ def to_dict(value: Any) -> Any:
 
 def _foreign(value: Any) -> Any:
     """numpy and pandas values, without importing either."""
-    if value.__class__.__name__ in {"NaTType", "NAType"}:
-        return None
     for method in ("tolist", "to_list", "item"):  # ndarray, Series and Index, numpy scalar
         convert = getattr(value, method, None)
         if callable(convert):

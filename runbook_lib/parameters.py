@@ -37,6 +37,7 @@ from runbook_lib.site import (
     Thresholds,
     VmidRange,
     nearest,
+    summary,
 )
 from runbook_lib.strict_yaml import shown
 
@@ -62,6 +63,7 @@ __all__ = [
     "project_root",
     "schema",
     "site_names",
+    "summary",
 ]
 
 FOLDER = "parameters"

@@ -14,7 +14,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from runbook_lib.checks import check, verdict
 from runbook_lib.errors import ApiError, NotAllowed, NotFound
 from runbook_lib.executors import (
     BORROWED,
@@ -29,7 +28,7 @@ from runbook_lib.executors import (
     volume_undo,
 )
 from runbook_lib.facts import Storage
-from runbook_lib.model import Change, ChangeKind, Finding
+from runbook_lib.model import Change, ChangeKind
 from runbook_lib.plan import flat, mark
 from runbook_lib.privileges import COMPONENTS, Account, Grant, account
 
@@ -66,20 +65,6 @@ class Wanted:
         """The same with change ids "<step>-01", "<step>-02" … in order."""
         changes = tuple(replace(entry, id=f"{step}-{index:02d}") for index, entry in enumerate(self.changes, start=1))
         return replace(self, changes=changes)
-
-
-@check(
-    title="Nothing stands in the way of preparing the site",
-    remedy="Do what the finding says, then run this notebook again.",
-    source="Sprint 1.2; the state both APIs report before the first change",
-)
-def nothing_stands_in_the_way(wanted: Wanted) -> Iterator[Finding]:
-    """One finding a problem, or one that there is none."""
-    for problem in wanted.problems:
-        subject, _, message = problem.partition(": ")
-        yield verdict(False, subject, message or problem)
-    if not wanted.problems:
-        yield verdict(True, "", f"{len(wanted.changes)} change(s) to make, {len(wanted.unchanged)} as wanted already")
 
 
 # --- access ----------------------------------------------------------------------------------------
@@ -370,19 +355,6 @@ def _use(purpose: str, node: str, name: str | None, content: str, rows: Iterable
         else ""
     )
     return StorageUse(purpose, node, name, row.type, row.available_bytes, row.shared, problem)
-
-
-@check(
-    title="Every purpose has a storage",
-    remedy="Name another storage in the site's parameters (`names.iso_storage`, `names.disk_storage`), or add the "
-    "content type with `pvesm set`.",
-    source="Sprint 1.2; GET /nodes/{node}/storage",
-)
-def every_purpose_has_a_storage(uses: Iterable[StorageUse]) -> Iterator[Finding]:
-    """One finding per purpose and node."""
-    for use in uses:
-        where = f"{use.node}/{use.storage}"
-        yield verdict(not use.problem, where, f"{use.purpose}: {use.problem or f'{use.type}, ready'}")
 
 
 def test_volumes(pve: Any, site: Any, run: str, *, storages: Iterable[Storage], step: str = "13") -> Wanted:

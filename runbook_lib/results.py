@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
@@ -156,6 +157,28 @@ def runs(site: str, root: Path) -> list[Run]:
             with contextlib.suppress(UsageError):
                 found.append(read_run(path))
     return sorted(found, key=lambda run: run.id, reverse=True)
+
+
+def last_finished(found: Iterable[Run]) -> Run | None:
+    """The newest run that has come to its end; None where none has."""
+    return next((run for run in sorted(found, key=lambda run: run.id, reverse=True) if run.finished), None)
+
+
+def at_a_glance(run: Run | None) -> list[dict[str, Any]]:
+    """One row per step of a run: what it came to, how many findings of each status, how long it took."""
+    rows = []
+    for record in run.steps if run else ():
+        counts = Counter(finding.status for finding in (record.result.findings if record.result else ()))
+        rows.append(
+            {
+                "step": f"{record.step} {record.title}",
+                "status": record.status,
+                "findings": ", ".join(f"{counts[status]} {status}" for status in Status if counts[status]) or "none",
+                "seconds": record.seconds,
+                "reason": record.reason,
+            }
+        )
+    return rows
 
 
 def sites(root: Path) -> list[str]:

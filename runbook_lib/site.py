@@ -466,6 +466,22 @@ class Site(Part):
         return self
 
 
+def summary(site: Site) -> dict[str, str]:
+    """What a reader wants to know of a site before anything runs; secrets only by name."""
+    pve, kube = site.proxmox, site.kubernetes
+    trust = "fingerprint" if pve.fingerprint else "CA file" if pve.ca_file else "the system's authorities"
+    return {
+        "site": f"{site.name}: {site.title}" if site.title else site.name,
+        "kind": f"rehearsal in the lab, scenario {site.lab.scenario}" if site.lab else "real site",
+        "Proxmox VE": f"{pve.url or 'set when the lab is up'} as {pve.token_id or pve.user or 'whom the lab names'}",
+        "TLS": f"verified by {trust}" if pve.verify else "NOT verified, by this site's parameters",
+        "Kubernetes": kube.kubeconfig or kube.url or "set when the lab is up",
+        "changes": site.changes,
+        "budget of one run": f"{site.budget.vms} VMs, {site.budget.gib:g} GiB, {site.budget.minutes:g} minutes",
+        "floors": f"Proxmox VE {site.requires.proxmox_version}, Kubernetes {site.requires.kubernetes_version}",
+    }
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that `word` is most likely a slip of; None when none is near."""
     folded = {re.sub(r"[-_ ]", "", entry).lower(): entry for entry in known}

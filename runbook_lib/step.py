@@ -25,12 +25,14 @@ from types import FrameType
 from typing import Any
 
 from runbook_lib import display as shown
+from runbook_lib.checks import preparation
 from runbook_lib.errors import ReadOnly, RunbookError, UsageError
 from runbook_lib.journal import Journal
 from runbook_lib.model import (
     Change,
     Finding,
     Measurement,
+    Run,
     Status,
     StepResult,
     now,
@@ -39,7 +41,7 @@ from runbook_lib.model import (
 )
 from runbook_lib.plan import Applied, Approval, Executor, Plan, apply, approve, borrowed
 from runbook_lib.secrets import redact_json
-from runbook_lib.sweep import SweepReport, clean_up, executors_for, nothing_borrowed_remains
+from runbook_lib.sweep import SweepReport, clean_up, executors_for
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +122,13 @@ class Step:
         return executors_for(
             {"proxmox": lambda: self.proxmox, "kubernetes": lambda: self.kubernetes}, root=_project_root()
         )
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every run of this site, newest first, the one under way among them."""
+        from runbook_lib import results
+
+        return results.runs(self._declared.name, self._outputs().parent.parent)
 
     @property
     def emulated(self) -> bool:
@@ -249,7 +258,7 @@ class Step:
         if not self._borrowed:
             return None
         report = self._take_back()
-        self.record(nothing_borrowed_remains(report))
+        self.record(preparation.nothing_borrowed_remains(report))
         return report
 
     def _take_back(self) -> SweepReport:

@@ -11,10 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from runbook_lib.checks import check, verdict
 from runbook_lib.errors import RunbookError
 from runbook_lib.journal import Entry, Journal
-from runbook_lib.model import Change, ChangeKind, Finding, Status
+from runbook_lib.model import Change, ChangeKind
 from runbook_lib.plan import Executor, Marked, Search
 
 log = logging.getLogger(__name__)
@@ -161,28 +160,6 @@ def executors_for(clients: Mapping[str, Any], *, root: Path) -> Mapping[str, Exe
         return ProxmoxExecutor(connect, root=root) if system == "proxmox" else KubernetesExecutor(connect)
 
     return {system: made(system, given) for system, given in clients.items()}
-
-
-@check(
-    title="Nothing borrowed remains",
-    remedy="Run `runbook sweep`; if it fails again, remove what it names by hand.",
-    source="Both APIs, searched by the run's mark after the clean-up",
-)
-def nothing_borrowed_remains(report: SweepReport) -> Iterator[Finding]:
-    """One finding a borrowed thing: gone with proof, still there, or not to be seen."""
-    for gone in report.undone:
-        yield verdict(True, gone.target, f"gone: {gone.proof}", change=gone.change)
-    for stuck in report.failed:
-        yield verdict(False, stuck.target, f"could not be taken back: {stuck.reason}", change=stuck.change)
-    known = {stuck.target for stuck in report.failed}
-    for thing in report.remaining:
-        if thing.target not in known:
-            yield verdict(False, thing.target, f"still there with the mark of run {thing.run}")
-    for place in report.unseen:
-        yield verdict(Status.WARN, place, "could not be looked at, so absence is not proved")
-    if report.looked_at and report.clean:
-        places = " and ".join(report.looked_at)
-        yield verdict(True, places, f"searched {places} for the mark of the run: nothing borrowed remains")
 
 
 def _undo_all(

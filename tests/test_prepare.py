@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from two_sides import FakeKube, FakePve, World
 
-from runbook_lib import prepare, privileges, proxmox, sweep
+from runbook_lib import checks, prepare, privileges, proxmox, sweep
 from runbook_lib.errors import SecretError, UsageError
 from runbook_lib.executors import KubernetesExecutor, ProxmoxExecutor
 from runbook_lib.facts import Storage
@@ -215,7 +215,7 @@ def test_a_vm_that_is_in_the_way_is_a_problem_and_no_change(both: Both, guest: d
     both.world.state["guests"]["9000"] = guest
     wanted = prepare.template(both.pve, site(), RUN)
     assert wanted.changes == () and problem in wanted.problems[0]
-    assert [finding.status for finding in prepare.nothing_stands_in_the_way(wanted)] == [Status.FAIL]
+    assert [finding.status for finding in checks.preparation.nothing_stands_in_the_way(wanted)] == [Status.FAIL]
 
 
 def test_no_image_and_no_template_is_a_problem(both: Both) -> None:
@@ -318,7 +318,7 @@ def test_a_storage_that_cannot_serve_says_why(row: Storage, problem: str) -> Non
     """One finding per purpose and node."""
     uses = prepare.storage_uses([row], site(iso_storage="local", disk_storage="local"))
     assert problem in uses[0].problem
-    assert prepare.every_purpose_has_a_storage(uses)[0].status is Status.FAIL
+    assert checks.preparation.every_purpose_has_a_storage(uses)[0].status is Status.FAIL
 
 
 def test_privileges_want_the_storages_named() -> None:

@@ -27,7 +27,7 @@ from runbook_lib.display import MOST_ROWS, spelled, table
 from runbook_lib.errors import ApprovalNeeded, ParameterError, UsageError
 from runbook_lib.executors import KubernetesExecutor, ProxmoxExecutor
 from runbook_lib.facts import Storage
-from runbook_lib.model import Finding, Measurement, Status, step_result_from_dict
+from runbook_lib.model import Finding, Measurement, Status, StepRecord, step_result_from_dict
 from runbook_lib.plan import grant, mark
 from runbook_lib.step import FINDINGS, SCRAP, Step, open_step
 
@@ -128,7 +128,7 @@ def test_hostile_text_is_shown_and_does_nothing(opened: Step) -> None:
 def test_hostile_text_is_no_formula_in_a_figure(opened: Step) -> None:
     """A `$` in a name would be set as mathematics, and a wrong formula would raise."""
     opened.figure(figures.histogram([Measurement("$\\frac{$ " + HOSTILE, "ms", (1.0, 2.0))]))
-    opened.figure(figures.dag({"11": []}, {"11": "$\\bad{"}))
+    opened.figure(figures.dag([StepRecord("11", "$\\bad{", "11.ipynb", Status.PASS)]))
     assert all(data["image/png"] for data in opened.displayed)
 
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from two_sides import FakeKube, FakePve, Killed, World, quiet
 
-from runbook_lib import prepare, sweep
+from runbook_lib import checks, prepare, sweep
 from runbook_lib.errors import NodeUnreachable
 from runbook_lib.executors import RUN_LABEL, KubernetesExecutor, ProxmoxExecutor
 from runbook_lib.journal import Journal
@@ -270,7 +270,7 @@ def test_what_cannot_be_looked_at_is_not_called_clean(tmp_path: Path) -> None:
     report = sweep.sweep(SITE, RUN, hands, root=tmp_path)
     assert not report.clean
     assert report.unseen == ("GET /nodes/pve1/qemu: 595 No route to host",)
-    findings = sweep.nothing_borrowed_remains(report)
+    findings = checks.preparation.nothing_borrowed_remains(report)
     assert [finding.status for finding in findings] == [Status.WARN]
 
 
@@ -287,7 +287,7 @@ def test_one_stuck_thing_does_not_keep_the_others(tmp_path: Path) -> None:
     report = sweep.sweep(SITE, RUN, executors(world, tmp_path), root=tmp_path)
     assert [entry.target for entry in report.failed[:1]] == ["/pools/pool-4f2a"]
     assert [entry.id for entry in journal.open_changes()] == ["13-01"]
-    assert any(finding.status is Status.FAIL for finding in sweep.nothing_borrowed_remains(report))
+    assert any(finding.status is Status.FAIL for finding in checks.preparation.nothing_borrowed_remains(report))
     assert remains(world) == ["pool-4f2a"]
 
 
@@ -305,7 +305,7 @@ def test_the_proof_is_a_finding_per_thing_and_one_for_the_search(tmp_path: Path)
     world = world_of()
     journal = run_plan(world, tmp_path)
     report = sweep.clean_up(journal, executors(world, tmp_path), run=RUN)  # type: ignore[arg-type]
-    findings = sweep.nothing_borrowed_remains(report)
+    findings = checks.preparation.nothing_borrowed_remains(report)
     assert {finding.status for finding in findings} == {Status.PASS} and len(findings) == 6
     assert findings[-1].message == "searched kubernetes and proxmox for the mark of the run: nothing borrowed remains"
 

@@ -18,4 +18,4 @@ def criteria_are_met(readings: Iterable[Reading]) -> Iterator[Finding]:
     """One finding per criterion: proved passes, not run warns, disproved fails."""
     for reading in readings:
         status = Status.WARN if reading.status in {Status.NOT_RUN, Status.SKIP} else reading.status
-        yield verdict(status, reading.title, f"{reading.title}: {reading.why}", readiness=str(reading.status))
+        yield verdict(status, reading.title, reading.why, readiness=str(reading.status))
