@@ -11,6 +11,8 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from runbook_lib.results import Comparison, History
+
+MOST_ALIKE = 3
+"""Problems of one check that a terminal shows before it only counts them."""
 
 FORMATS = ("json", "junit", "markdown")
 FILES = {"report.json": "json", "report.junit.xml": "junit", "report.md": "markdown"}
@@ -114,9 +119,8 @@ def terminal(run: Run, *, verbose: bool = False) -> RenderableType:
         )
     shown: list[RenderableType] = [Text(headline_plain(run), style="bold"), table]
     for record in run.steps:
-        for finding in record.result.findings if record.result else ():
-            if verbose or is_problem(finding):
-                shown.append(_finding_text(record, finding))
+        findings = record.result.findings if record.result else ()
+        shown += map(partial(_finding_text, record), findings) if verbose else _problems(record, findings)
     return Group(*shown)
 
 
@@ -130,6 +134,23 @@ def _figures(record: StepRecord) -> str:
         return record.status.value
     tally = Counter(finding.status for finding in record.result.findings)
     return " ".join(f"{tally[status]} {status.value}" for status in Status if tally.get(status)) or record.status.value
+
+
+def _problems(record: StepRecord, findings: Iterable[Finding]) -> Iterator[RenderableType]:
+    """The step's problems, check by check: the first few of each, how many more, and the remedy once."""
+    from rich.text import Text
+
+    by_check: dict[tuple[str, Status, str], list[Finding]] = {}
+    for finding in findings:
+        if is_problem(finding):
+            by_check.setdefault((finding.check, finding.status, finding.remedy), []).append(finding)
+    for (_, _, remedy), alike in by_check.items():
+        for finding in alike[:MOST_ALIKE]:
+            yield _finding_text(record, replace(finding, remedy=""))
+        if len(alike) > MOST_ALIKE:
+            yield Text(f"     and {len(alike) - MOST_ALIKE} more; all: runbook report --verbose", style="dim")
+        if remedy:
+            yield Text(f"     → {plain(remedy)}", style="dim")
 
 
 def _finding_text(record: StepRecord, finding: Finding) -> RenderableType:
