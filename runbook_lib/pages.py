@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import jinja2
+from markupsafe import Markup, escape
 
 from runbook_lib import checks, criteria, pages_notebook, pages_svg, results
 from runbook_lib.errors import UsageError
@@ -334,10 +335,10 @@ def _environment(locale: str) -> jinja2.Environment:
         css=lambda status: str(status).replace(" ", "-"),
         moment=_moment,
         share=lambda value: "–" if value is None else f"{value * 100:.0f} %",
-        took=lambda seconds: _took(seconds, t),
+        took=lambda seconds: _took(seconds, locale, t),
         figure=lambda value: _figure(value, locale),
         why=lambda text: _why(text, t),
-        text=_finalize,
+        ticks=_ticks,
     )
     return environment
 
@@ -358,20 +359,28 @@ def _moment(text: str | None) -> str:
         return text
 
 
-def _took(seconds: float | None, t: Callable[[str], str]) -> str:
+def _ticks(text: str) -> Markup:
+    """A sentence of a check, with what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(_finalize(text)))))  # noqa: S704 - escaped
+
+
+def _took(seconds: float | None, locale: str, t: Callable[[str], str]) -> str:
     if seconds is None:
         return "–"
     minutes, rest = divmod(round(seconds), 60)
     if minutes:
         return f"{minutes} {t('min')} {rest} {t('s')}"
-    return f"{seconds:.1f} {t('s')}".replace(".", t("decimal point"))
+    return f"{_decimal(f'{seconds:.1f}', locale)} {t('s')}"
+
+
+def _decimal(text: str, locale: str) -> str:
+    return text.replace(".", ",") if locale == "uk" else text
 
 
 def _figure(value: float | None, locale: str) -> str:
     if value is None:
         return "–"
-    text = f"{value:,.2f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-    return text.replace(".", ",") if locale == "uk" else text
+    return _decimal(f"{value:,.2f}".replace(",", "\N{NARROW NO-BREAK SPACE}"), locale)
 
 
 _WHY = re.compile(r"(?P<step>\w+) (?:last ran on (?P<day>[\d-]+): too old|(?P<state>not run|warn|fail|skip|error))")

@@ -68,7 +68,7 @@ def cells(
             continue
         if cell.get("cell_type") == "markdown":
             if not titled:
-                source, titled = re.sub(r"\A\s*# .*\n?", "", source), True
+                source, titled = _introduction(source), True
             shown.append({"kind": "prose", "html": markdown(source, link), "outputs": [], "tags": tags})
         elif cell.get("cell_type") == "code":
             outputs = [_output(entry, assets, assets_url) for entry in cell.get("outputs", ())]
@@ -83,6 +83,11 @@ def cells(
                 }
             )
     return shown
+
+
+def _introduction(source: str) -> str:
+    """The first cell without its heading, and what it proves, changes and undoes as paragraphs of their own."""
+    return re.sub(r"\n(?=\*\*)", "\n\n", re.sub(r"\A\s*# .*\n?", "", source))
 
 
 def markdown(source: str, link: Callable[[str], str] | None = None) -> str:

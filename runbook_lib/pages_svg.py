@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from itertools import pairwise
 
 from runbook_lib.model import Measurement, StepRecord
 from runbook_lib.pages_notebook import bare
@@ -134,11 +135,11 @@ def _layers(needs: Mapping[str, Sequence[str]]) -> tuple[Layers, list[list[str]]
 
 def _untangle(layers: Layers, chains: Sequence[Sequence[str]]) -> None:
     """Order each layer by where its neighbours in the layer before stand, then by those after."""
-    pairs = [(a, b) for chain in chains for a, b in zip(chain, chain[1:], strict=False)]
+    pairs = [(a, b) for chain in chains for a, b in pairwise(chain)]
     for _ in range(3):
         for direction in (1, -1):
             ordered = layers[::direction]
-            for before, layer in zip(ordered, ordered[1:], strict=False):
+            for before, layer in pairwise(ordered):
                 at = {node: index / max(len(before) - 1, 1) for index, node in enumerate(before)}
                 near = {
                     node: [at[x] for pair in pairs if node in pair for x in pair if x in at] or [layer.index(node)]
@@ -181,7 +182,7 @@ def _edge(nodes: Sequence[tuple[float, float]], down: bool) -> str:
     x, y = points[-1]
     points[-1] = (x, y - 6) if down else (x - 6, y)
     path = f"M{points[0][0]:.0f},{points[0][1]:.0f}"
-    for index, ((x1, y1), (x2, y2)) in enumerate(zip(points, points[1:], strict=False)):
+    for index, ((x1, y1), (x2, y2)) in enumerate(pairwise(points)):
         if index % 2:  # beside a layer's boxes: straight through
             path += f" L{x2:.0f},{y2:.0f}"
         elif down:
