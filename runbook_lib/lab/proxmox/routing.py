@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .schema import Array, Boolean, Integer, Number, Param, String, split_list, verify
+from .schema import Array, Boolean, Either, Integer, Number, Param, String, only_8, only_9, split_list, verify
 
 if TYPE_CHECKING:
     from ..clock import Clock
@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from .worker import Work
 
 __all__ = [
+    "VMID",
     "Array",
     "AuthId",
     "Boolean",
     "Call",
+    "Either",
     "Integer",
     "Number",
     "Param",
@@ -40,6 +42,8 @@ __all__ = [
     "Upload",
     "all_of",
     "one_of",
+    "only_8",
+    "only_9",
     "param_error",
     "perm",
     "permission_error",
@@ -235,12 +239,13 @@ class Route:
     method: str
     template: str
     handler: Handler
-    params: Mapping[str, Param]
+    params: Mapping[str, Param | Either]
     permission: str | Rule
     node: bool = False
     tokens: bool = True
     protected: bool = False
     upload: bool = False
+    _resolved: dict[str, Mapping[str, Param]] = field(default_factory=dict, compare=False, repr=False)
 
     def authorise(self, call: Call) -> None:
         """Nothing, or the 403 of a real server: world, any user, a rule, or root@pam in person."""
@@ -258,17 +263,26 @@ class Route:
         if callable(self.permission):
             self.permission(call)
 
+    def specs(self, flavour: str) -> Mapping[str, Param]:
+        """The parameters this flavour knows, in the form it knows them."""
+        if flavour not in self._resolved:
+            found = {n: spec.of(flavour) if isinstance(spec, Either) else spec for n, spec in self.params.items()}
+            self._resolved[flavour] = {name: spec for name, spec in found.items() if spec is not None}
+        return self._resolved[flavour]
+
     def verified(self, call: Call) -> dict[str, Any]:
         """The typed parameters, path arguments included; raises the 400 that names what is wrong."""
-        typed, errors = verify(self.params, call.raw)
+        typed, errors = verify(self.specs(call.flavour), call.raw)
         if errors:
             raise param_error(errors)
         return typed
 
 
+VMID = Integer(format="pve-vmid", minimum=100, maximum=999999999)
+
 PATH_PARAMS: dict[str, Param] = {
-    "node": String(),
-    "vmid": Integer(format="pve-vmid"),
+    "node": String(format="pve-node"),
+    "vmid": VMID,
     "storage": String(format="pve-storage-id"),
 }
 """Path arguments every area means the same by; an endpoint may name its own in `params`."""
@@ -339,7 +353,7 @@ def route(
     method: str,
     template: str,
     *,
-    params: Mapping[str, Param] | None = None,
+    params: Mapping[str, Param | Either] | None = None,
     permission: str | Rule = "root-only",
     node: bool | None = None,
     tokens: bool = True,
@@ -353,7 +367,9 @@ def route(
     one 595; the default is True for every path under /nodes/{node}. tokens=False: only a ticket will do.
     """
     arguments = [name.removesuffix(":rest") for name in re.findall(r"\{([^}]+)\}", template)]
-    specs = {name: PATH_PARAMS.get(name, String()) for name in arguments} | dict(params or {})
+    specs: dict[str, Param | Either] = {name: PATH_PARAMS.get(name, String()) for name in arguments} | dict(
+        params or {}
+    )
 
     def register(handler: H) -> H:
         proxied = template.startswith("/nodes/{node}") if node is None else node

@@ -25,7 +25,7 @@ class Param:
 
     type: str = "string"
     optional: bool = False
-    format: str | Callable[[str], None] | None = None
+    format: str | Callable[[str], None] | Mapping[str, Param] | None = None
     enum: tuple[str, ...] | None = None
     pattern: str | None = None
     minimum: float | None = None
@@ -34,6 +34,30 @@ class Param:
     max_length: int | None = None
     requires: str | None = None
     count: int | None = None
+    default_key: bool = False  # of a property string: the part that may stand without its key
+    alias: str | None = None  # of a property string: this key's value is that one's
+
+
+@dataclass(frozen=True)
+class Either:
+    """A parameter that the two flavours know in different forms; None where one does not know it at all."""
+
+    eight: Param | None
+    nine: Param | None
+
+    def of(self, flavour: str) -> Param | None:
+        """The form this flavour knows."""
+        return self.eight if flavour == "8.4" else self.nine
+
+
+def only_8(spec: Param) -> Either:
+    """A parameter that 9.x has no more."""
+    return Either(spec, None)
+
+
+def only_9(spec: Param) -> Either:
+    """A parameter that 8.4 does not have yet."""
+    return Either(None, spec)
 
 
 def String(**options: Any) -> Param:
@@ -127,6 +151,43 @@ _by_pattern(
 _by_pattern("disk-size", r"\d+(\.\d+)?[KMGT]?", "value does not look like a valid disk size: '%s'")
 _by_pattern("pve-volume-id", r"[a-zA-Z][a-zA-Z0-9\-_.]*[a-zA-Z0-9]:.+", "unable to parse volume ID '%s'")
 _by_pattern("pve-task-status-type", r"ok|error|warning|unknown", "invalid status '%s'", re.I)
+_by_pattern("pve-tag", r"[a-z0-9_][a-z0-9_\-+.]*", "invalid characters in tag", re.I)
+_by_pattern("pve-qm-bootdisk", r"(ide|sata|scsi|virtio)\d+", "invalid boot disk '%s'")
+_by_pattern(
+    "pve-startup-order",
+    r"((order=)?\d+|up=\d+|down=\d+)(,((order=)?\d+|up=\d+|down=\d+))*",
+    "unable to parse startup options",
+)
+_by_pattern(
+    "pve-hotplug-features",
+    r"0|1|(network|disk|cpu|memory|usb|cloudinit)([,;\s]+\w+)*",
+    "unable to parse hotplug option",
+)
+_by_pattern(
+    "mac-prefix", r"[a-f0-9][02468ace](:[a-f0-9]{2}){0,2}:?", "value is not a valid unicast MAC address prefix", re.I
+)
+_by_pattern(
+    "pve-storage-content", r"images|rootdir|vztmpl|iso|backup|snippets|import|none", "invalid content type '%s'"
+)
+_by_pattern("pve-storage-path", r"/.*", "value does not look like a valid absolute path")
+_by_pattern("pve-storage-vgname", r"[a-zA-Z0-9.\-_]+", "lvm volume group name '%s' contains illegal characters")
+_by_pattern("pve-storage-options", r"\S+", "invalid options '%s'")
+_by_pattern("pve-ct-timezone", r"host|[A-Za-z_+\-0-9]+(/[A-Za-z_+\-0-9]+)*", "invalid time zone '%s'")
+_by_pattern("ipv4mask", r"((255|254|252|248|240|224|192|128|0)\.?){4}", "value does not look like a valid IP netmask")
+_by_pattern("pve-cpuset", r"\d+(-\d+)?(,\d+(-\d+)?)*", "unable to parse cpu range '%s'")
+_by_pattern(
+    "storage-pair",
+    r"1|[a-zA-Z][a-zA-Z0-9\-_.]*[a-zA-Z0-9](:[a-zA-Z][a-zA-Z0-9\-_.]*[a-zA-Z0-9])?",
+    "storage ID '%s' contains illegal characters",
+)
+_by_pattern("bridge-pair", r"1|[a-zA-Z][\w:.]*", "bridge ID '%s' contains illegal characters")
+_by_pattern("storagepair", r".+", "")
+_by_pattern("lxc-ip-with-ll-iface", r".*", "")
+_by_pattern("pve-command-batch", r"[\s\S]*", "")
+_by_pattern("pve-vlan-id-or-range", r"[1-9]\d{0,3}(-[1-9]\d{0,3})?", "invalid VLAN tag '%s'")
+_by_pattern(
+    "pve-replication-job-id", r"[1-9]\d{2,8}-\d{1,9}", "value '%s' does not look like a valid replication job id"
+)
 
 
 @format_check("urlencoded")
@@ -159,7 +220,24 @@ def _network(version: int | None, text: str) -> Callable[[str], None]:
     return check
 
 
+def _either(names: tuple[str, ...], text: str) -> Callable[[str], None]:
+    """A check that holds when one of the named formats does."""
+
+    def check(value: str) -> None:
+        for name in names:
+            try:
+                FORMATS[name](value)
+            except ValueError:
+                continue
+            return
+        raise ValueError(text.replace("%s", value) + "\n")
+
+    return check
+
+
 FORMATS |= {
+    "address": _either(("ip", "dns-name"), "value does not look like a valid address: %s"),
+    "pve-storage-server": _either(("ip", "dns-name"), "value does not look like a valid server name or IP address"),
     "ip": _address(None, "value does not look like a valid IP address\n"),
     "ipv4": _address(4, "value does not look like a valid IPv4 address\n"),
     "ipv6": _address(6, "value does not look like a valid IPv6 address\n"),
@@ -178,6 +256,12 @@ def _check_format(spec: Param, value: str) -> str:
     """The complaint about the format of `value`; empty when there is none. An unknown format accepts all."""
     check = spec.format
     items = [value]
+    if isinstance(check, Mapping):
+        try:
+            parse_property_string(check, value)
+        except ValueError as complaint:
+            return f"invalid format - {complaint}"
+        return ""
     if isinstance(check, str):
         name = check
         if name in FORMATS:
@@ -196,6 +280,37 @@ def _check_format(spec: Param, value: str) -> str:
         except ValueError as complaint:
             return f"invalid format - {complaint}"
     return ""
+
+
+def parse_property_string(parts: Mapping[str, Param], text: str) -> dict[str, Any]:
+    """The typed parts of `key=value,…`; raises ValueError with the complaint of the real parser."""
+    raw: dict[str, str] = {}
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        if not part.strip():
+            continue
+        if not equals:
+            default = next((name for name, spec in parts.items() if spec.default_key), None)
+            if default is None:
+                raise ValueError("value without key, but schema does not define a default key\n")
+            key, value = default, part
+        elif not key or not value:
+            raise ValueError("missing key in comma-separated list property\n")
+        if key not in parts:
+            raise ValueError(f"invalid key in comma-separated list property: {key}\n")
+        goal = parts[key].alias
+        if goal and parts[key].type == "key":
+            raw[goal] = key  # e.g. virtio=MAC says both the model and the address
+            key = "macaddr"
+        elif goal:
+            key = goal
+        if key in raw:
+            raise ValueError(f"duplicate key in comma-separated list property: {key}\n")
+        raw[key] = value
+    typed, errors = verify({name: spec for name, spec in parts.items() if not spec.alias}, raw)
+    if errors:
+        raise ValueError("format error\n" + "".join(f"{name}: {errors[name].rstrip()}\n" for name in sorted(errors)))
+    return typed
 
 
 # ---------------------------------------------------------------------------------------------- verification
@@ -242,6 +357,8 @@ def check_value(spec: Param, value: Any) -> tuple[Any, str]:
 
 def _complaint(spec: Param, text: str, typed: Any) -> str:
     if spec.type in ("integer", "number"):
+        if complaint := _check_format(spec, text):
+            return complaint
         if spec.maximum is not None and typed > spec.maximum:
             return f"value must have a maximum value of {spec.maximum}"
         if spec.minimum is not None and typed < spec.minimum:
