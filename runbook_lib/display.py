@@ -126,7 +126,7 @@ def _names(records: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def heading(name: str) -> str:
     """A field's name as a column's: units that the cells spell are dropped."""
-    for unit in ("_bytes", "_fraction"):
+    for unit in ("_bytes", "_fraction", "_seconds"):
         name = name.removesuffix(unit)
     return name.replace("_", " ").strip()
 
@@ -141,6 +141,8 @@ def spelled(name: str, value: Any) -> str:
         return human_bytes(float(value))
     if name.endswith("_fraction") and _is_number(value):
         return f"{float(value):.0%}".replace("%", " %")
+    if (name == "seconds" or name.endswith("_seconds")) and _is_number(value):
+        return human_seconds(float(value))
     if name in {"not_after", "not_before"} and _is_number(value):
         return datetime.fromtimestamp(float(value), UTC).strftime("%Y-%m-%d")
     if isinstance(value, float) or type(value).__name__.startswith("float"):
@@ -160,6 +162,20 @@ def human_bytes(count: float) -> str:
     return f"{count:.0f} B" if index == 0 else f"{count:.1f} {_UNITS[index]}"
 
 
+def human_seconds(seconds: float) -> str:
+    """A duration in the unit a person would use: "35 ms", "2.4 s", "12 min", "5.2 h", "38.0 days"."""
+    size = abs(seconds)
+    if size < 1:
+        return f"{seconds * 1000:.3g} ms"
+    if size < 120:
+        return f"{seconds:.1f} s"
+    if size < 2 * 3600:
+        return f"{seconds / 60:.0f} min"
+    if size < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} days"
+
+
 def _is_missing(value: Any) -> bool:
     if value is None or type(value).__name__ in {"NaTType", "NAType"}:
         return True
@@ -168,6 +184,19 @@ def _is_missing(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return (isinstance(value, int | float) or hasattr(value, "dtype")) and not isinstance(value, bool)
+
+
+_LEFT = "text-align:left"
+"""JupyterLab sets every cell to the right; the published pages have a style sheet of their own and drop this."""
+
+_COLOURS = {
+    Status.PASS: "#1a7f4b",
+    Status.WARN: "#a45c00",
+    Status.FAIL: "#c02a1d",
+    Status.ERROR: "#7f3c8d",
+    Status.SKIP: "#6b7280",
+    Status.NOT_RUN: "#6b7280",
+}
 
 
 class _Cell:
@@ -180,9 +209,11 @@ class _Cell:
     def html(self) -> str:
         if self.status is not None:
             kind = self.status.value.replace(" ", "-")
-            return f'<td><span class="rb-status rb-{kind}">{escape(self.text)}</span></td>'
+            style = f"color:{_COLOURS[self.status]};font-weight:bold"
+            word = f'<span class="rb-status rb-{kind}" style="{style}">{escape(self.text)}</span>'
+            return f'<td style="{_LEFT}">{word}</td>'
         text = escape(self.text).replace("\n", "<br>")
-        return f'<td class="rb-number">{text}</td>' if self.number else f"<td>{text}</td>"
+        return f'<td class="rb-number">{text}</td>' if self.number else f'<td style="{_LEFT}">{text}</td>'
 
 
 def _bundle(
@@ -192,12 +223,19 @@ def _bundle(
     if not rows:
         return sentence(f"{title}: {empty}" if title else empty)
     caption = f"<caption>{escape(plain(title))}</caption>" if title else ""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in clean)
+    numeric = [all(row[index].number for row in rows) for index in range(len(clean))]
+    head = "".join(
+        f'<th scope="col"{_align(right)}>{escape(name)}</th>' for name, right in zip(clean, numeric, strict=True)
+    )
     body = "\n".join("<tr>" + "".join(cell.html for cell in row) + "</tr>" for row in rows)
     foot = f'<p class="rb-note">{escape(note)}</p>' if note else ""
     html = f'<table class="rb-table">{caption}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>{foot}'
     text = "\n".join(part for part in (plain(title), _aligned(clean, rows), note) if part)
     return {"text/html": html, "text/plain": text}
+
+
+def _align(right: bool) -> str:
+    return ' class="rb-number"' if right else f' style="{_LEFT}"'
 
 
 def _aligned(names: Sequence[str], rows: Sequence[Sequence[_Cell]]) -> str:

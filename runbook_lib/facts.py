@@ -267,6 +267,9 @@ class Taint:
     value: str
     effect: str
 
+    def __str__(self) -> str:
+        return f"{self.key}{'=' + self.value if self.value else ''}:{self.effect}"
+
 
 @dataclass(frozen=True)
 class KubeNode:

@@ -135,6 +135,9 @@ class StepResult:
     requests: Mapping[str, int] = field(default_factory=dict)  # requests by system
     schema: int = SCHEMA
 
+    def _ipython_display_(self) -> None:
+        """Nothing: a step displays its verdict itself, so a cell that ends with the result shows it once."""
+
 
 @dataclass(frozen=True)
 class StepRecord:

@@ -72,6 +72,13 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{randomness.token_hex(2)}"
 
 
+class _Shown(list[Any]):
+    """A list that was displayed already: as a cell's last expression it is not displayed again."""
+
+    def _ipython_display_(self) -> None:
+        """Nothing; its table stands above."""
+
+
 class Step:
     """One step under way. Everything it displays or keeps is redacted."""
 
@@ -155,7 +162,7 @@ class Step:
         self._result = None
         data = {"step": self.step, "findings": [to_dict(entry) for entry in given]}
         self._display({**shown.findings_table(given), FINDINGS: redact_json(data)})
-        return given
+        return _Shown(given)
 
     def check(self, judge: Callable[..., list[Finding]], *facts: Any, **given: Any) -> list[Finding]:
         """The findings of a check with this site's thresholds, shown and kept.
@@ -177,7 +184,7 @@ class Step:
         self._measurements = [e for e in self._measurements if (e.name, e.subject) not in named] + given
         self._result = None
         self._display(shown.measurements_table(given))
-        return given
+        return _Shown(given)
 
     def show(self, rows: Any, *, columns: Sequence[str] | None = None, title: str = "") -> None:
         """Nothing; the rows (dataclasses, mappings, a DataFrame, one mapping) are displayed as a table."""
