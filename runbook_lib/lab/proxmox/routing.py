@@ -245,10 +245,16 @@ class Route:
     tokens: bool = True
     protected: bool = False
     upload: bool = False
+    only: str | None = None
     _resolved: dict[str, Mapping[str, Param]] = field(default_factory=dict, compare=False, repr=False)
 
     def authorise(self, call: Call) -> None:
-        """Nothing, or the 403 of a real server: world, any user, a rule, or root@pam in person."""
+        """Nothing, or the 403 of a real server: world, any user, a rule, or root@pam in person.
+
+        An endpoint the flavour does not have answers 501, as every unknown path does.
+        """
+        if self.only not in (None, call.flavour):
+            raise PveError(501, f"Method '{call.method} {call.path}' not implemented", newline=False)
         if self.permission == "world":
             return
         if call.auth is None:
@@ -359,12 +365,14 @@ def route(
     tokens: bool = True,
     protected: bool = False,
     upload: bool = False,
+    only: str | None = None,
 ) -> Callable[[H], H]:
     """A decorator that makes the function the endpoint.
 
     permission: "world" (no login), "any" (any login), "root-only", or a rule made by `perm`, `all_of`, `one_of`
     or by hand. node: the request belongs to the node in the path, so an unknown node answers 500 and an offline
     one 595; the default is True for every path under /nodes/{node}. tokens=False: only a ticket will do.
+    only: the one flavour that has the endpoint.
     """
     arguments = [name.removesuffix(":rest") for name in re.findall(r"\{([^}]+)\}", template)]
     specs: dict[str, Param | Either] = {name: PATH_PARAMS.get(name, String()) for name in arguments} | dict(
@@ -373,7 +381,7 @@ def route(
 
     def register(handler: H) -> H:
         proxied = template.startswith("/nodes/{node}") if node is None else node
-        ROUTER.add(Route(method, template, handler, specs, permission, proxied, tokens, protected, upload))
+        ROUTER.add(Route(method, template, handler, specs, permission, proxied, tokens, protected, upload, only))
         return handler
 
     return register
