@@ -85,8 +85,10 @@ class Lab:
         self.started = time.time()
         self.ca = authority(folder)
         self.secrets = _secrets(folder)
-        self.proxmox_site = _site(proxmox_port)
-        self.kubernetes_site = _site(kubernetes_port)
+        ports = _last_ports(folder)
+        self.proxmox_site = _site(proxmox_port, ports.get("proxmox", 0))
+        self.kubernetes_site = _site(kubernetes_port, ports.get("kubernetes", 0))
+        _remember_ports(folder, {"proxmox": self.proxmox_site.port, "kubernetes": self.kubernetes_site.port})
         self.state: PveState | None = None
         self._platform: Platform | None = None
         self._changing = asyncio.Lock()
@@ -169,11 +171,27 @@ class Lab:
         }
 
 
-def _site(port: int) -> Site:
+def _site(port: int, last: int) -> Site:
+    """A site on the port that was asked for; else on the one this folder had, if it is still free; else on any."""
+    if not port and last:
+        with contextlib.suppress(OSError):
+            return Site(last)
     try:
         return Site(port)
     except OSError as error:
         raise LabError(f"listen on 127.0.0.1:{port}", error.strerror or str(error), "choose another port") from error
+
+
+def _last_ports(folder: Path) -> dict[str, int]:
+    """The ports this folder's lab had, so that clients pointed at it find it again after a restart."""
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads((folder / "ports.json").read_text(encoding="utf-8"))
+        return {str(name): int(port) for name, port in known.items()}
+    return {}
+
+
+def _remember_ports(folder: Path, ports: Mapping[str, int]) -> None:
+    write_private(folder / "ports.json", json.dumps(ports) + "\n")
 
 
 def _secrets(folder: Path) -> dict[str, str]:

@@ -165,14 +165,14 @@ def test_down_ends_the_process_and_can_be_repeated(folder: Path) -> None:
     assert control.status(folder) is None
 
 
-def test_a_restart_keeps_authority_and_secrets(folder: Path) -> None:
-    """A client that trusts the lab today trusts it tomorrow."""
+def test_a_restart_keeps_authority_secrets_and_ports(folder: Path) -> None:
+    """A client that is pointed at the lab today finds and trusts it tomorrow."""
     first = control.up(folder, scenario="fresh-node")
     authority = (folder / "ca.pem").read_bytes()
     control.down(folder)
     second = control.up(folder, scenario="fresh-node")
     assert (folder / "ca.pem").read_bytes() == authority
-    assert second.proxmox.password == first.proxmox.password
+    assert second == first
     assert version(second) == "8.4.21"
 
 
