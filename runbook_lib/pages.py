@@ -339,6 +339,7 @@ def _environment(locale: str) -> jinja2.Environment:
         figure=lambda value: _figure(value, locale),
         why=lambda text: _why(text, t),
         ticks=_ticks,
+        breaks=lambda text: Markup(re.sub(r"([._])", r"\1<wbr>", str(escape(_finalize(text))))),
     )
     return environment
 
@@ -361,7 +362,7 @@ def _moment(text: str | None) -> str:
 
 def _ticks(text: str) -> Markup:
     """A sentence of a check, with what stands between backticks as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(_finalize(text)))))  # noqa: S704 - escaped
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(_finalize(text)))))
 
 
 def _took(seconds: float | None, locale: str, t: Callable[[str], str]) -> str:
@@ -380,7 +381,8 @@ def _decimal(text: str, locale: str) -> str:
 def _figure(value: float | None, locale: str) -> str:
     if value is None:
         return "–"
-    return _decimal(f"{value:,.2f}".replace(",", "\N{NARROW NO-BREAK SPACE}"), locale)
+    text = f"{value:,.0f}" if value == int(value) and value >= 100 else f"{value:,.2f}"
+    return _decimal(text.replace(",", "\N{NARROW NO-BREAK SPACE}"), locale)
 
 
 _WHY = re.compile(r"(?P<step>\w+) (?:last ran on (?P<day>[\d-]+): too old|(?P<state>not run|warn|fail|skip|error))")

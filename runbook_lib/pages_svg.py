@@ -31,7 +31,7 @@ def dag(steps: Sequence[StepRecord], links: Mapping[str, str], *, t: Words = str
 
 
 def sparkline(
-    values: Sequence[float | None], *, label: str, share: bool = False, width: int = 150, height: int = 34
+    values: Sequence[float | None], *, label: str, share: bool = False, width: int = 110, height: int = 34
 ) -> str:
     """A line through the values, oldest first, left out where nothing was measured; a `share` is drawn from 0 to 1."""
     known = [value for value in values if value is not None]
@@ -52,7 +52,7 @@ def sparkline(
     return _svg(width, height, "spark", words, f'<polyline class="line" points="{line}"/>{last}')
 
 
-def histogram(measurement: Measurement, *, bins: int = 32, width: int = 220, height: int = 44) -> str:
+def histogram(measurement: Measurement, *, bins: int = 32, width: int = 180, height: int = 40) -> str:
     """The readings of one measurement up to p99, with lines at p50, p95 and p99."""
     top = (measurement.percentile(99) or 0) * 1.1
     if len(measurement.values) < 2 or top <= 0:
