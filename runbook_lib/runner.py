@@ -47,6 +47,7 @@ class StepSpec:
     path: Path
     task: str = ""
     needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()  # wait for these where they run too, whatever becomes of them
     changes: bool = False
     timeout: float = DEFAULT_TIMEOUT_SECONDS
     critical: bool = False
@@ -93,6 +94,7 @@ def _read_spec(path: Path) -> StepSpec | None:
         path=path,
         task=str(meta.get("task") or ""),
         needs=tuple(str(need) for need in meta.get("needs") or ()),
+        after=tuple(str(other) for other in meta.get("after") or ()),
         changes=bool(meta.get("changes", False)),
         timeout=float(meta.get("timeout") or DEFAULT_TIMEOUT_SECONDS),
         critical=bool(meta.get("critical", False)),
@@ -127,7 +129,7 @@ def _verify(specs: Sequence[StepSpec]) -> None:
             raise UsageError(f"step {spec.step} is both {by_step[spec.step].notebook} and {spec.notebook}")
         by_step[spec.step] = spec
     for spec in specs:
-        for need in spec.needs:
+        for need in (*spec.needs, *spec.after):
             if need not in by_step:
                 known = ", ".join(by_step)
                 raise UsageError(f"{spec.notebook} needs step {need}", "there is none", f"steps are {known}")
@@ -143,7 +145,7 @@ def _find_circle(by_step: Mapping[str, StepSpec]) -> None:
             raise UsageError(f"steps need each other in a circle: {circle}")
         if step in done:
             return
-        for need in by_step[step].needs:
+        for need in (*by_step[step].needs, *by_step[step].after):
             visit(need, (*path, step))
         done.add(step)
 
@@ -530,7 +532,7 @@ def _run_steps(specs: Sequence[StepSpec], shared: _Pass, keeper: _Keeper, parall
 
 def _is_ready(spec: StepSpec, specs: Sequence[StepSpec], settled: Collection[str]) -> bool:
     chosen = {other.step for other in specs}
-    needs = set(spec.needs) & chosen
+    needs = {*spec.needs, *spec.after} & chosen
     if spec.always:
         needs = {other.step for other in specs if not other.always} | needs
     return needs <= set(settled)

@@ -50,6 +50,7 @@ def test_steps_come_from_metadata_in_the_order_of_their_numbers(project: Any) ->
     ("metas", "message"),
     [
         ([{"step": "11", "needs": ["12"]}, {"step": "12", "needs": ["11"]}], "circle: 11 → 12 → 11"),
+        ([{"step": "11", "needs": ["12"]}, {"step": "12", "after": ["11"]}], "circle: 11 → 12 → 11"),
         ([{"step": "11", "needs": ["77"]}], "needs step 77: there is none"),
         ([{"step": "11"}, {"step": "11"}], "step 11 is both"),
     ],
@@ -151,6 +152,18 @@ def test_the_summary_runs_last_whatever_happened(mixed: Any) -> None:
     started = [event["step"] for event in mixed.project.events if event["event"] == "step-started"]
     assert started[-1] == "99"
     assert mixed.project.text(mixed.run, "99").strip() == "10"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "settled", "ready"),
+    [(["13", "21"], [], False), (["13", "21"], ["13"], True), (["21"], [], True)],
+)
+def test_a_step_waits_for_what_it_comes_after(project: Any, chosen: list[str], settled: list[str], ready: bool) -> None:
+    """`after` orders two steps that run together; it is no need, so an absent one is not waited for."""
+    _write(project.root, "13_a.ipynb", {"step": "13"})
+    _write(project.root, "21_b.ipynb", {"step": "21", "after": ["13"]})
+    specs = runner.select(runner.discover(project.root), chosen)
+    assert runner._is_ready(specs[-1], specs, settled) is ready
 
 
 def test_findings_are_told_while_the_step_still_runs(mixed: Any) -> None:
