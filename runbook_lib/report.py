@@ -260,7 +260,9 @@ def to_junit(run: Run) -> str:
 
     A step without result is one case, so that what was not run shows as skipped and never as passed.
     """
-    suites = ElementTree.Element("testsuites", name=_xml(f"runbook {run.site}"))
+    suites = ElementTree.Element(
+        "testsuites", name=_xml(f"runbook {run.site}{' (rehearsal in the lab)' if run.emulated else ''}")
+    )
     totals: Counter[str] = Counter()
     for record in run.steps:
         suite = ElementTree.SubElement(

@@ -475,11 +475,19 @@ def summary(site: Site) -> dict[str, str]:
         "kind": f"rehearsal in the lab, scenario {site.lab.scenario}" if site.lab else "real site",
         "Proxmox VE": f"{pve.url or 'set when the lab is up'} as {pve.token_id or pve.user or 'whom the lab names'}",
         "TLS": f"verified by {trust}" if pve.verify else "NOT verified, by this site's parameters",
-        "Kubernetes": kube.kubeconfig or kube.url or "set when the lab is up",
+        "Kubernetes": _kubernetes_named(kube),
         "changes": site.changes,
         "budget of one run": f"{site.budget.vms} VMs, {site.budget.gib:g} GiB, {site.budget.minutes:g} minutes",
         "floors": f"Proxmox VE {site.requires.proxmox_version}, Kubernetes {site.requires.kubernetes_version}",
     }
+
+
+def _kubernetes_named(kube: KubernetesEndpoint) -> str:
+    if not kube.kubeconfig:
+        return kube.url or "set when the lab is up"
+    # the file's name alone: results are handed on, and name no machine's folders
+    context = f", context {kube.context}" if kube.context else ""
+    return f"as in {kube.kubeconfig.rpartition('/')[2]}{context}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
