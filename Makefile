@@ -28,7 +28,7 @@ $(READY): pyproject.toml scripts/setup_venv.py
 
 jupyter: $(READY) ## Open JupyterLab on 00_overview with the lab up
 	@$(BIN)/runbook lab up
-	@$(BIN)/jupyter lab notebooks/00_overview.ipynb
+	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_overview.ipynb
 
 check: $(READY) ## Format, lint, types, layers, tests, notebooks
 	@$(BIN)/ruff format --check .
