@@ -151,6 +151,8 @@ class Cluster:
         """Makes what every API server makes for itself: namespaces, RBAC defaults, the kubernetes Service."""
         self.load(rbac.bootstrap_objects())
         self.load(defaults.bootstrap_objects())
+        for name in ("controller-manager", "scheduler", "etcd-0"):
+            self._load(defaults.component_status(name))
         gc.settle(self)
 
     def load(self, objects: Iterable[Json]) -> list[Json]:
@@ -296,8 +298,8 @@ class Cluster:
         name = obj["metadata"]["name"]
         if self.store.get(kind.bucket, (namespace, name)):
             raise already_exists(kind.group, kind.plural, name)
-        if kind.kind == "CustomResourceDefinition" and not options.dry_run:
-            obj = crd.establish(self, obj)
+        if kind.kind == "CustomResourceDefinition":
+            obj = crd.unestablished(obj)
         if owned:
             obj = obj | {"metadata": obj["metadata"] | {"managedFields": owned}}
         return self._commit(kind, (namespace, name), obj, options)
@@ -467,6 +469,8 @@ class Cluster:
             raise invalid("", "", "", [invalid_value("patch", raw, text)]) from error
 
     def _apply(self, kind: Kind, namespace: str, name: str, body: Any, options: Options) -> tuple[Json, bool]:
+        if options.yaml and options.duplicates and options.validation == "Strict":
+            raise bad_request(f"error strict decoding YAML: error converting YAML to JSON: {options.duplicates[0]}")
         if not isinstance(body, dict):
             raise bad_request("error decoding YAML: the body is not an object")
         if not body.get("kind") or not body.get("apiVersion"):
@@ -525,8 +529,8 @@ class Cluster:
         if errors:
             raise invalid(_shown_group(kind), kind.kind, obj["metadata"].get("name", ""), errors)
         admission.validate(self, kind, obj, None, options)
-        if kind.kind == "CustomResourceDefinition" and not options.dry_run:
-            obj = crd.establish(self, obj)
+        if kind.kind == "CustomResourceDefinition":
+            obj = crd.unestablished(obj)
         obj = obj | {"metadata": obj["metadata"] | {"managedFields": entries}}
         return self._commit(kind, (namespace, obj["metadata"]["name"]), obj, options)
 
@@ -612,6 +616,10 @@ class Cluster:
         meta = dict(obj["metadata"])
         if options.dry_run:
             return self._deleted(kind, obj)
+        if kind.kind == "CustomResourceDefinition" and kind.custom is None:
+            kept_definition = crd.delete(self, obj)
+            gc.settle(self)
+            return kept_definition
         policy = wish.get("propagationPolicy")
         if wish.get("orphanDependents"):
             policy = "Orphan"
@@ -637,8 +645,6 @@ class Cluster:
             if kind.plural == "pods":
                 last = obj | {"metadata": meta | {"deletionTimestamp": self.now(), "deletionGracePeriodSeconds": 0}}
             gone = self.store.remove(kind.bucket, (namespace, name), last)
-            if kind.kind == "CustomResourceDefinition":
-                crd.forget(self, obj)
             gc.settle(self)
             return self._deleted(kind, gone.obj)
         if (
@@ -807,8 +813,22 @@ def _drop_nulls(value: Any) -> Any:
     return value
 
 
+_META_ORDER = (
+    "name", "generateName", "namespace", "selfLink", "uid", "resourceVersion", "generation", "creationTimestamp",
+    "deletionTimestamp", "deletionGracePeriodSeconds", "labels", "annotations", "ownerReferences", "finalizers",
+    "managedFields",
+)  # fmt: skip
+
+
 def _go_order(obj: Json) -> Json:
-    return {key: obj[key] for key in sorted(obj)}
+    # The patch library sorts the maps it touched; metadata stays in the order of Go's structure.
+    found = {key: obj[key] for key in sorted(obj)}
+    meta = obj.get("metadata")
+    if isinstance(meta, dict):
+        found["metadata"] = {key: meta[key] for key in _META_ORDER if key in meta}
+    if isinstance(obj.get("data"), dict):
+        found["data"] = {key: obj["data"][key] for key in sorted(obj["data"])}
+    return found
 
 
 def _selected(

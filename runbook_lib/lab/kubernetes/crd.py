@@ -8,14 +8,26 @@ import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from . import apply
+from . import apply, cel
 from .schema import META, Decoder, Kind, canonical_quantity, from_openapi, version_rank
-from .status import FieldError, duplicate, invalid_value, required, show, too_long, too_many, type_invalid, unsupported
+from .status import (
+    FieldError,
+    duplicate,
+    forbidden_field,
+    invalid_value,
+    required,
+    show,
+    too_long,
+    too_many,
+    type_invalid,
+    unsupported,
+)
 
 if TYPE_CHECKING:
     from .cluster import Cluster
 
 Json = dict[str, Any]
+BUCKET = "apiextensions.k8s.io/customresourcedefinitions"
 UNCHECKED = FieldError(
     "FieldValueInvalid",
     "<nil>",
@@ -136,15 +148,97 @@ def validate(kind: Kind, obj: Json, old: Json | None = None) -> list[FieldError]
     trimmed = {k: v for k, v in obj.items() if k not in ("apiVersion", "kind", "metadata")}
     lists: list[FieldError] = []
     _check(trimmed, {k: v for k, v in schema.items() if k != "type"} | {"type": "object"}, "", errors, lists)
-    if any(error.reason in BLOCKING for error in errors) and _has_rules(schema):
+    if not _kind_has_rules(kind, schema):
+        return errors + lists
+    if any(error.reason in BLOCKING for error in errors):
         errors.append(UNCHECKED)
+    else:
+        _judge(_rooted(obj), _rooted(old) if old else None, schema, "", errors)
     return errors + lists
+
+
+def _kind_has_rules(kind: Kind, schema: Json) -> bool:
+    if "rules" not in kind.extras:
+        kind.extras["rules"] = _has_rules(schema)
+    return bool(kind.extras["rules"])
 
 
 def _has_rules(schema: Any) -> bool:
     if isinstance(schema, dict):
         return "x-kubernetes-validations" in schema or any(_has_rules(value) for value in schema.values())
     return isinstance(schema, list) and any(_has_rules(value) for value in schema)
+
+
+def _rooted(obj: Json) -> Json:
+    # Rules of the root see of the metadata only the name.
+    meta = {k: v for k, v in (obj.get("metadata") or {}).items() if k in ("name", "generateName")}
+    return obj | {"metadata": meta}
+
+
+def _judge(value: Any, old: Any, schema: Json, path: str, errors: list[FieldError]) -> None:
+    """Adds what the CEL rules of a schema find in a value; `old` is what it was, None when it is new."""
+    if value is None:
+        return
+    for rule in schema.get("x-kubernetes-validations") or []:
+        error = _verdict(value, old, rule, schema, path)
+        if error is not None:
+            errors.append(error)
+    if isinstance(value, dict):
+        properties = schema.get("properties") or {}
+        extra = schema.get("additionalProperties")
+        before = old if isinstance(old, dict) else {}
+        for name, item in value.items():
+            sub = properties.get(name) or (extra if isinstance(extra, dict) else None)
+            if sub:
+                _judge(item, before.get(name), sub, f"{path}.{name}" if path else name, errors)
+    elif isinstance(value, list) and isinstance(schema.get("items"), dict):
+        keys = schema.get("x-kubernetes-list-map-keys")
+        for number, item in enumerate(value):
+            past = None
+            if keys and isinstance(item, dict) and isinstance(old, list):
+                past = next((o for o in old if all(o.get(key) == item.get(key) for key in keys)), None)
+            _judge(item, past, schema["items"], f"{path}[{number}]", errors)
+
+
+def _verdict(value: Any, old: Any, rule: Json, schema: Json, path: str) -> FieldError | None:
+    text = rule["rule"]
+    scope = {"self": value}
+    if cel.uses_old(text):
+        if rule.get("optionalOldSelf"):
+            scope["oldSelf"] = cel.Maybe(old, old is not None)
+        elif old is None:
+            return None
+        else:
+            scope["oldSelf"] = old
+    try:
+        if cel.compile_rule(text)(scope) is True:
+            return None
+        message = _message(rule, scope)
+    except cel.RuleError:
+        return None  # words the lab does not know; a syntax error never gets past `definition_errors`
+    except cel.EvalError as error:
+        message = f"rule evaluation error: {error} evaluating rule: {rule.get('message') or text}"
+    place = path + rule.get("fieldPath", "") if path else rule.get("fieldPath", "").lstrip(".")
+    reason = rule.get("reason") or "FieldValueInvalid"
+    shown = value if not isinstance(value, (dict, list)) else schema.get("type", "object")
+    if reason == "FieldValueForbidden":
+        return forbidden_field(place, message)
+    if reason == "FieldValueRequired":
+        return required(place, message)
+    if reason == "FieldValueDuplicate":
+        return duplicate(place, shown)
+    return invalid_value(place, shown, message)
+
+
+def _message(rule: Json, scope: Json) -> str:
+    if rule.get("messageExpression"):
+        try:
+            found = cel.compile_rule(rule["messageExpression"])(scope)
+        except (cel.RuleError, cel.EvalError):
+            found = ""
+        if isinstance(found, str) and found.strip() and "\n" not in found:
+            return found
+    return str(rule.get("message") or f"failed rule: {' '.join(rule['rule'].split())}")
 
 
 def _kind_of(value: Any) -> str:
@@ -293,8 +387,10 @@ def _logic(value: Any, schema: Json, path: str, errors: list[FieldError]) -> Non
 
     if schema.get("anyOf") and not any(fits(sub) for sub in schema["anyOf"]):
         errors.append(invalid_value(path, value, f'"{path}" must validate at least one schema (anyOf)'))
-    if schema.get("oneOf") and sum(fits(sub) for sub in schema["oneOf"]) != 1:
-        errors.append(invalid_value(path, value, f'"{path}" must validate one and only one schema (oneOf)'))
+    if schema.get("oneOf") and (fitting := sum(fits(sub) for sub in schema["oneOf"])) != 1:
+        found = f"Found {fitting} valid alternatives" if fitting else "Found none valid"
+        text = f'"{path}" must validate one and only one schema (oneOf). {found}'
+        errors.append(invalid_value("<nil>", "", text))
     for sub in schema.get("allOf") or []:
         _check(value, sub, path, errors, errors)
     if schema.get("not") and fits(schema["not"]):
@@ -341,6 +437,76 @@ def normalise(definition: Json) -> Json:
     return definition | {"spec": spec}
 
 
+CLEANUP = "customresourcecleanup.apiextensions.k8s.io"
+
+
+def unestablished(definition: Json) -> Json:
+    """A new definition as it is first stored: not yet served."""
+    stored = [v["name"] for v in definition["spec"]["versions"] if v.get("storage")]
+    return normalise(definition) | {
+        "status": {"conditions": None, "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": stored[:1]}
+    }
+
+
+def finalize(cluster: Cluster, name: str) -> None:
+    """Serves a new definition; deletes the objects of a deleted one, and itself once they are gone."""
+    from .cluster import Options
+
+    stored = cluster.store.get(BUCKET, ("", name))
+    if stored is None:
+        return
+    definition = stored.obj
+    if not definition["metadata"].get("deletionTimestamp"):
+        if not (definition.get("status") or {}).get("conditions"):
+            cluster.store.put(BUCKET, ("", name), establish(cluster, definition))
+        return
+    bucket = f"{definition['spec']['group']}/{definition['spec']['names']['plural']}"
+    kind = cluster.registry.of_bucket(bucket)
+    for key, item in list(cluster.store.scan(bucket)):
+        if kind is not None and not item.obj["metadata"].get("deletionTimestamp"):
+            cluster.delete(kind, key[0], key[1], {"propagationPolicy": "Background"}, Options())
+    definition = (cluster.store.get(BUCKET, ("", name)) or stored).obj
+    finalizers = [f for f in definition["metadata"].get("finalizers") or [] if f != CLEANUP]
+    if any(True for _ in cluster.store.scan(bucket)):
+        text = "CustomResource deletion is in progress"
+        after = terminating(cluster, definition, "InstanceDeletionInProgress", text)
+        if after != definition:
+            cluster.store.put(BUCKET, ("", name), after)
+    elif finalizers:
+        meta = definition["metadata"] | {"finalizers": finalizers}
+        cluster.store.put(BUCKET, ("", name), definition | {"metadata": meta})
+    else:
+        meta = {k: v for k, v in definition["metadata"].items() if k != "finalizers"}
+        cluster.store.remove(BUCKET, ("", name), definition | {"metadata": meta})
+        forget(cluster, definition)
+
+
+def terminating(cluster: Cluster, definition: Json, reason: str, message: str) -> Json:
+    """The definition with the condition Terminating."""
+    status = definition.get("status") or {}
+    rows = status.get("conditions") or []
+    before = next((row for row in rows if row["type"] == "Terminating"), None)
+    row = _condition(cluster, "Terminating", reason, message)
+    if before:
+        row["lastTransitionTime"] = before["lastTransitionTime"]
+    rows = [other for other in rows if other["type"] != "Terminating"]
+    return definition | {"status": status | {"conditions": [*rows, row]}}
+
+
+def delete(cluster: Cluster, definition: Json) -> Json:
+    """The definition after a DELETE: Terminating, with the finalizer that waits for its objects."""
+    name, meta = definition["metadata"]["name"], dict(definition["metadata"])
+    if meta.get("deletionTimestamp"):
+        return definition
+    meta["deletionTimestamp"] = cluster.now()
+    meta["finalizers"] = [*[f for f in meta.get("finalizers") or [] if f != CLEANUP], CLEANUP]
+    text = "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon"
+    after = terminating(cluster, definition | {"metadata": meta}, "InstanceDeletionPending", text)
+    kept: Json = cluster.store.put(BUCKET, ("", name), after).obj
+    cluster.dirty.add(("definition", name))
+    return kept
+
+
 def establish(cluster: Cluster, definition: Json) -> Json:
     """The definition with its conditions; its kinds are served from now on."""
     definition = normalise(definition)
@@ -349,6 +515,9 @@ def establish(cluster: Cluster, definition: Json) -> Json:
         cluster.registry.remove(kind)
     for kind in kinds_of(definition):
         cluster.registry.add(kind)
+    bucket = cluster.store.bucket(f"{group}/{naming['plural']}")
+    if not bucket.items and not bucket.history:
+        bucket.forgotten = cluster.store.rv  # a watch cannot start before its kind was there
     status = dict(definition.get("status") or {})
     stored = next((v["name"] for v in definition["spec"]["versions"] if v.get("storage")), "")
     versions = [*(status.get("storedVersions") or [])]
@@ -406,9 +575,12 @@ def definition_errors(definition: Json) -> list[FieldError]:
         schema = (version.get("schema") or {}).get("openAPIV3Schema")
         if not schema:
             errors.append(required(f"spec.versions[{number}].schema.openAPIV3Schema"))
+            if version.get("selectableFields"):
+                single = len(spec["versions"]) == 1
+                place = "spec.selectableFields" if single else f"spec.versions[{number}].selectableFields"
+                errors.append(invalid_value(place, "", "may only be set when validations.schema is included"))
         else:
-            one = len(spec["versions"]) == 1
-            place = "spec.validation" if one else f"spec.versions[{number}].schema"
+            place = "spec.validation" if len(spec["versions"]) == 1 else f"spec.versions[{number}].schema"
             errors += _structural(schema, f"{place}.openAPIV3Schema", root=True)
     return errors
 
@@ -423,6 +595,8 @@ def _structural(schema: Json, path: str, *, root: bool = False) -> list[FieldErr
         if not (schema["type"] == "number" and actual == "integer"):
             text = f' in body must be of type {schema["type"]}: "{actual}"'
             errors.append(type_invalid(f"{path}.default", actual, text))
+    for number, rule in enumerate(schema.get("x-kubernetes-validations") or []):
+        errors += _rule_errors(rule, f"{path}.x-kubernetes-validations[{number}].rule")
     for name, sub in (schema.get("properties") or {}).items():
         if not (root and name in ("metadata", "apiVersion", "kind")):
             errors += _structural(sub, f"{path}.properties[{name}]")
@@ -442,6 +616,24 @@ def _structural(schema: Json, path: str, *, root: bool = False) -> list[FieldErr
     if isinstance(schema.get("additionalProperties"), dict):
         errors += _structural(schema["additionalProperties"], f"{path}.additionalProperties")
     return errors
+
+
+def _rule_errors(rule: Json, path: str) -> list[FieldError]:
+    text = str(rule.get("rule", ""))
+    if not text.strip():
+        return [required(path, "rule is not specified")]
+    try:
+        cel.compile_rule(text)
+    except cel.RuleError as error:
+        if not str(error).startswith("Syntax error"):
+            return []  # a word of the language the lab does not know refuses nothing
+        shown = {
+            "Rule": text, "Message": rule.get("message", ""), "MessageExpression": rule.get("messageExpression", ""),
+            "Reason": rule.get("reason"), "FieldPath": rule.get("fieldPath", ""),
+            "OptionalOldSelf": rule.get("optionalOldSelf"),
+        }  # fmt: skip
+        return [invalid_value(path, shown, cel.complaint(text, error))]
+    return []
 
 
 def canonical(value: Any) -> str:

@@ -50,6 +50,12 @@ def bootstrap_objects() -> list[Json]:
     return found
 
 
+def component_status(name: str) -> Json:
+    """One of the deprecated ComponentStatuses, healthy."""
+    row = {"type": "Healthy", "status": "True", "message": "ok"}
+    return {"apiVersion": "v1", "kind": "ComponentStatus", "metadata": {"name": name}, "conditions": [row]}
+
+
 def status_metadata(kind: Kind, before: Json, wanted: Json) -> Json:
     """The metadata a write to /status may change."""
     if kind.custom is None and kind.plural in ("deployments", "replicasets", "nodes", "pods", "services"):
@@ -116,7 +122,20 @@ def _pod(obj: Json, old: Json | None, cluster: Cluster) -> Json:
     if not obj["status"].get("phase"):
         obj["status"] = {"phase": "Pending"} | obj["status"]
     obj["status"].setdefault("qosClass", qos_class(obj["spec"]))
+    for name in ("containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"):
+        if obj["status"].get(name):
+            blank: Json = {"state": {}, "lastState": {}, "ready": False, "restartCount": 0, "image": "", "imageID": ""}
+            obj["status"] = obj["status"] | {name: [_container_status(blank | row) for row in obj["status"][name]]}
     return obj
+
+
+def _container_status(row: Json) -> Json:
+    for part in ("state", "lastState"):
+        for name, times in (("running", ("startedAt",)), ("terminated", ("startedAt", "finishedAt"))):
+            if name in row[part]:
+                zero = {"exitCode": 0} if name == "terminated" else {}
+                row = row | {part: row[part] | {name: zero | dict.fromkeys(times) | row[part][name]}}
+    return row
 
 
 def qos_class(spec: Json) -> str:
@@ -273,7 +292,7 @@ def _job(obj: Json, old: Json | None, cluster: Cluster) -> Json:
     if "completions" not in spec and "parallelism" not in spec:
         spec["completions"] = 1
     _fill(spec, parallelism=1, backoffLimit=6, completionMode="NonIndexed", suspend=False)
-    _fill(spec, podReplacementPolicy="TerminatingOrFailed")
+    _fill(spec, podReplacementPolicy="TerminatingOrFailed", manualSelector=False)
     uid, name = obj["metadata"].get("uid", ""), obj["metadata"].get("name", "")
     if old is None and uid and not spec.get("manualSelector") and "selector" not in spec:
         spec["selector"] = {"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}

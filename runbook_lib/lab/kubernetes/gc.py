@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import quota, rbac
+from . import crd, quota, rbac
 from .schema import Kind
 from .store import Change, Key
 
@@ -29,6 +29,15 @@ def note(cluster: Cluster, bucket: str, change: Change) -> None:
         elif change.new.obj["metadata"].get("deletionTimestamp") and change.type != "DELETED":
             cluster.dirty.add(("namespace", change.key[1]))
         return
+    if bucket == crd.BUCKET:
+        if change.type == "ADDED" or change.new.obj["metadata"].get("deletionTimestamp"):
+            cluster.dirty.add(("definition", change.key[1]))
+        return
+    if change.type == "DELETED":
+        group, _, plural = bucket.partition("/")
+        definition = cluster.store.get(crd.BUCKET, ("", f"{plural}.{group}")) if "." in group else None
+        if definition is not None and definition.obj["metadata"].get("deletionTimestamp"):
+            cluster.dirty.add(("definition", definition.obj["metadata"]["name"]))
     if bucket == "rbac.authorization.k8s.io/clusterroles":
         cluster.dirty.add(("aggregate", ""))
     if namespace:
@@ -227,4 +236,5 @@ def _aggregate(cluster: Cluster, _: str) -> None:
 _WORK = {
     "deleted": _owner_gone, "deleting": _deleting, "owned": _owned, "new-namespace": _new_namespace,
     "namespace": _namespace, "quota": _quota, "aggregate": _aggregate,
+    "definition": crd.finalize,
 }  # fmt: skip

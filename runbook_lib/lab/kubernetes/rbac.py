@@ -73,6 +73,11 @@ def bootstrap_objects() -> list[Json]:
         _rules("batch", "cronjobs cronjobs/status jobs jobs/status", READ),
         _rules("policy", "poddisruptionbudgets poddisruptionbudgets/status", READ),
         _rules("networking.k8s.io", "ingresses ingresses/status networkpolicies", READ),
+        _rules("events.k8s.io", "events", READ),
+        _rules("extensions", "daemonsets daemonsets/status deployments deployments/scale deployments/status ingresses "
+               "ingresses/status networkpolicies replicasets replicasets/scale replicasets/status "
+               "replicationcontrollers/scale", READ),
+        _rules("resource.k8s.io", "resourceclaims resourceclaims/status resourceclaimtemplates", READ),
     ]  # fmt: skip
     edit = [
         _rules("", "pods/attach pods/exec pods/portforward pods/proxy secrets services/proxy", READ),

@@ -435,9 +435,12 @@ def _columns(kind: Kind) -> list[tuple[Json, Cell]]:
         found.append((_column("Last Seen", "string", "", "", 0), _seen("lastTimestamp")))
     for label, cell in rows:
         title = label.lstrip("+")
-        form = "integer" if title in NUMBERS and kind.kind not in ("ConfigMap", "APIService") else "string"
+        number = title in NUMBERS and kind.kind not in ("ConfigMap", "APIService", "Event")
+        number = number or (title == "Ready" and kind.kind in ("ReplicaSet", "DaemonSet"))
+        form = "integer" if number else "string"
         text = AGE_TEXT if title == "Age" else texts.get(title.lower(), "")
-        found.append((_column(title, form, "", text, int(label.startswith("+"))), cell))
+        style = "name" if title == "Name" else ""
+        found.append((_column(title, form, style, text, int(label.startswith("+"))), cell))
     return found
 
 
@@ -494,6 +497,8 @@ def table(kind: Kind, objects: list[Json], meta: Json, include: str, cluster: Cl
             row["object"] = obj
         elif include != "None":
             row["object"] = partial(obj)
+        elif kind.custom is not None:
+            row["object"] = None
         rows.append(row)
     body: Json = {"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": meta}
     return body | {"columnDefinitions": [c for c, _ in columns] if head else None, "rows": rows}

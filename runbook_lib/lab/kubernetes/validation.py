@@ -343,12 +343,25 @@ def _job(obj: Json) -> Errors:
     errors = pod_spec_errors(spec, "spec.template.spec")
     if spec.get("restartPolicy") == "Always":
         place = "spec.template.spec.restartPolicy"
-        detail = unsupported(place, "Always", ["OnFailure", "Never"])
-        errors.append(
-            FieldError("FieldValueRequired", place, 'Required value: valid values: "OnFailure", "Never"')
-            if not spec
-            else detail
-        )
+        errors.append(required(place, 'valid values: "OnFailure", "Never"'))
+    return errors
+
+
+def _cron_job(obj: Json) -> Errors:
+    spec = obj.get("spec") or {}
+    schedule = spec.get("schedule", "")
+    errors: Errors = []
+    fields = schedule.split()
+    if not schedule:
+        errors.append(required("spec.schedule"))
+    elif not schedule.startswith("@") and len(fields) != 5:
+        text = f"expected exactly 5 fields, found {len(fields)}: [{' '.join(fields)}]"
+        errors.append(invalid_value("spec.schedule", schedule, text))
+    inner = ((spec.get("jobTemplate") or {}).get("spec") or {}).get("template", {}).get("spec") or {}
+    place = "spec.jobTemplate.spec.template.spec"
+    errors += pod_spec_errors(inner, place)
+    if inner.get("restartPolicy") == "Always":
+        errors.append(required(f"{place}.restartPolicy", 'valid values: "OnFailure", "Never"'))
     return errors
 
 
@@ -502,6 +515,7 @@ def _budget(obj: Json) -> Errors:
 _RULES: dict[str, Callable[[Json], Errors]] = {
     "ConfigMap": _config_map, "Secret": _secret, "Namespace": _namespace, "Pod": _pod, "Deployment": _workload,
     "StatefulSet": _workload, "DaemonSet": _workload, "ReplicaSet": _workload, "Job": _job, "Service": _service,
+    "CronJob": _cron_job,
     "PersistentVolumeClaim": _claim, "RoleBinding": _binding, "ClusterRoleBinding": _binding, "Role": _role,
     "ClusterRole": _role, "Lease": _lease, "Event": _event, "PriorityClass": _priority, "EndpointSlice": _slice,
     "StorageClass": _storage_class, "HorizontalPodAutoscaler": _autoscaler, "PodDisruptionBudget": _budget,
