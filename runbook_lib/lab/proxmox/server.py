@@ -7,13 +7,15 @@ phrase carries the first line of the message, and the connection is closed after
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import html
 import inspect
 import json
 import logging
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -45,11 +47,26 @@ class ServerError(Exception):
 
 def create_app(state: PveState, middlewares: Any = ()) -> web.Application:
     """The application that answers for this cluster; `middlewares` are faults and the like."""
-    areas()
     app = web.Application(client_max_size=MAX_BODY, middlewares=tuple(middlewares))
     app[STATE] = state
+    for area in areas():
+        if hasattr(area, "live"):
+            app.cleanup_ctx.append(_alongside(area.live, state))
     app.router.add_route("*", r"/{tail:[\s\S]*}", _handle)
     return app
+
+
+def _alongside(live: Callable[[PveState], Coroutine[Any, Any, None]], state: PveState) -> Any:
+    """What keeps an area's own work going for as long as the application answers."""
+
+    async def context(_: web.Application) -> AsyncIterator[None]:
+        work = asyncio.get_running_loop().create_task(live(state))
+        yield
+        work.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
+
+    return context
 
 
 async def _handle(request: web.Request) -> web.Response:

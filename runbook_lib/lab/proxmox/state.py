@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .qemu import GuestState
     from .storage import StorageState, VolumeState
 
-AREAS = ("access", "nodes", "network", "storage", "qemu", "pools", "tasks", "cluster")
+AREAS = ("access", "nodes", "network", "storage", "qemu", "pools", "tasks", "cluster", "ha")
 """Modules of this package that hold endpoints, in the order in which they load a scenario."""
 
 VERSIONS = {
