@@ -234,10 +234,10 @@ class Cluster:
         after: Key | None = None
         version = self.store.rv
         if token:
-            version, after = self._read_token(token)
+            version, after = self._read_token(token, namespace)
         elif match == "Exact" or (limit and rv and rv != "0" and match == ""):
             version = int(rv)
-        rows = self._rows(kind, namespace, version, token=bool(token))
+        rows = self._rows(kind, namespace, version, after)
         if after is not None:
             rows = [row for row in rows if row[0] > after]
         chosen = []
@@ -253,31 +253,33 @@ class Cluster:
                 break
         return Page(chosen, version)
 
-    def _rows(self, kind: Kind, namespace: str, version: int, *, token: bool) -> list[tuple[Key, Stored]]:
+    def _rows(self, kind: Kind, namespace: str, version: int, after: Key | None) -> list[tuple[Key, Stored]]:
         if version == self.store.rv:
             return list(self.store.scan(kind.bucket, namespace))
         rows = self.store.at(kind.bucket, version, namespace)
-        if rows is None and token:
-            raise expired(
+        if rows is None and after is not None:
+            gone = expired(
                 "The provided continue parameter is too old to display a consistent list result. You can start a new "
                 "list without the continue parameter, or use the continue token in this response to retrieve the "
                 "remainder of the results. Continuing with the provided token results in an inconsistent list - "
                 "objects that were created, modified, or deleted between the time the first chunk was returned and "
                 "now may show up in the list."
             )
+            gone.metadata = {"continue": _write_token(-1, after, namespace)}
+            raise gone
         if rows is None:
             raise expired("The resourceVersion for the provided list is too old.")
         return rows
 
-    def _read_token(self, token: str) -> tuple[int, Key]:
+    def _read_token(self, token: str, namespace: str) -> tuple[int, Key]:
         try:
             data = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
             start = str(data["start"]).strip("/").rstrip("\0")
             version = int(data["rv"])
         except (ValueError, KeyError, TypeError) as error:
             raise bad_request("continue key is not valid: " + str(error)) from error
-        namespace, _, name = start.rpartition("/")
-        return (self.store.rv if version < 0 else version), (namespace or data.get("ns", ""), name)
+        where, _, name = ("", "", start) if namespace else start.rpartition("/")
+        return (self.store.rv if version < 0 else version), (namespace or where, name)
 
     # -- writing --------------------------------------------------------------------------------------------------
 
@@ -844,8 +846,6 @@ def _selected(
 def _write_token(version: int, key: Key, namespace: str) -> str:
     start = f"{key[0]}/{key[1]}" if not namespace and key[0] else f"/{key[1]}"
     data: Json = {"v": "meta.k8s.io/v1", "rv": version, "start": start + "\0"}
-    if namespace:
-        data["ns"] = namespace
     return base64.urlsafe_b64encode(encode(data)).decode().rstrip("=")
 
 
