@@ -20,6 +20,7 @@ from .routing import (
     String,
     all_of,
     one_of,
+    only_9,
     param_error,
     perm,
     permission_error,
@@ -435,7 +436,12 @@ def _forget(access: Access, kind: str, matches: Any) -> None:
     _prune(access)
 
 
-@route("GET", "/access/users/{userid}/tfa", permission=one_of(_myself, _user_group("User.Modify", "Sys.Audit")))
+@route(
+    "GET",
+    "/access/users/{userid}/tfa",
+    permission=one_of(_myself, _user_group("User.Modify", "Sys.Audit")),
+    params={"userid": USERID, "multiple": Boolean(optional=True)},
+)
 def user_tfa(call: Call) -> dict[str, Any]:
     """The second factors of a user by kind."""
     user = _existing_user(call, call.params["userid"])
@@ -530,16 +536,17 @@ def create_token(call: Call) -> dict[str, Any]:
         "userid": USERID,
         "tokenid": TOKENID,
         **_TOKEN_FIELDS,
-        "regenerate": Boolean(optional=True),
+        "regenerate": only_9(Boolean(optional=True)),
+        "delete": only_9(String(optional=True, format="pve-configid-list")),
     },
 )
 def update_token(call: Call) -> dict[str, Any]:
     """The token as it is now."""
-    if call.params.get("regenerate") and not call.flavour.startswith("9"):
-        raise param_error(
-            {"regenerate": "property is not defined in schema and the schema does not allow additional properties"}
-        )
     token = _existing_token(call)
+    for name in split_list(call.params.get("delete", "")):
+        if name not in _TOKEN_FIELDS:
+            raise param_error({"delete": f"unknown property '{name}'"})
+        setattr(token, name, type(getattr(Token("", privsep=False), name))())
     for name in _TOKEN_FIELDS:
         if name in call.params:
             setattr(token, name, call.params[name])
@@ -672,7 +679,7 @@ def read_role(call: Call) -> dict[str, int]:
     "POST",
     "/access/roles",
     permission=perm("/access", "Sys.Modify"),
-    params={"roleid": ROLEID, "privs": String(optional=True)},
+    params={"roleid": ROLEID, "privs": String(optional=True, format="pve-priv-list")},
 )
 def create_role(call: Call) -> None:
     """Nothing; names that start with PVE are the server's own."""
@@ -690,7 +697,11 @@ def create_role(call: Call) -> None:
     "PUT",
     "/access/roles/{roleid}",
     permission=perm("/access", "Sys.Modify"),
-    params={"roleid": ROLEID, "privs": String(optional=True), "append": Boolean(optional=True, requires="privs")},
+    params={
+        "roleid": ROLEID,
+        "privs": String(optional=True, format="pve-priv-list"),
+        "append": Boolean(optional=True, requires="privs"),
+    },
 )
 def update_role(call: Call) -> None:
     """Nothing."""

@@ -10,9 +10,23 @@ from . import lxc as lxc  # registers the containers' endpoints, which no area l
 from .drift import BROADCAST_SECONDS, FORGOTTEN_SECONDS
 from .nodes import REPLICATION_ID, figures, level
 from .qemu.guest import GuestState
+from .qemu.options import KEYBOARDS
 from .quorum import quorate
-from .routing import Call, Integer, PveError, String, param_error, perm, route, split_list
-from .storage import StorageState, usage
+from .routing import (
+    Boolean,
+    Call,
+    Either,
+    Integer,
+    Number,
+    PveError,
+    String,
+    only_9,
+    param_error,
+    perm,
+    route,
+    split_list,
+)
+from .storage import BANDWIDTH, StorageState, usage
 
 if TYPE_CHECKING:
     from .state import PveState
@@ -267,30 +281,90 @@ def next_id(call: Call) -> str:
     raise PveError(500, f"unable to get any free VMID in range [{lower}, {upper - 1}]")
 
 
+_TAG = r"[a-zA-Z0-9_][a-zA-Z0-9_\-+.]*"
+_COLOUR = rf"{_TAG}:[0-9a-fA-F]{{6}}(:[0-9a-fA-F]{{6}})?"
+_OFTEN = String(optional=True, enum=("always", "never"))
+_FRACTION = Number(optional=True, minimum=0, maximum=100, requires="ha-auto-rebalance")
+_SCHEDULING = {"ha-rebalance-on-start": Boolean(optional=True)}
+_NETWORK = {
+    "type": String(enum=("secure", "insecure"), default_key=True),
+    "network": String(optional=True, format="CIDR"),
+}
+LANGUAGES = (
+    "ar", "ca", "da", "de", "en", "es", "eu", "fa", "fr", "hr", "he", "it", "ja", "ka", "kr", "nb", "nl", "nn", "pl",
+    "pt_BR", "ru", "sl", "sv", "tr", "ukr", "zh_CN", "zh_TW",
+)  # fmt: skip
 OPTIONS: dict[str, Any] = {
-    name: String(optional=True)
-    for name in [
-        "bwlimit",
-        "console",
-        "crs",
-        "description",
-        "email_from",
-        "ha",
-        "http_proxy",
-        "keyboard",
-        "language",
-        "mac_prefix",
-        "migration",
-        "next-id",
-        "notify",
-        "registered-tags",
-        "tag-style",
-        "u2f",
-        "user-tag-access",
-        "webauthn",
-        "consent-text",
-        "fencing",
-    ]
+    "bwlimit": String(optional=True, format=BANDWIDTH),
+    "consent-text": String(optional=True, max_length=65536),
+    "console": String(optional=True, enum=("applet", "vv", "html5", "xtermjs")),
+    "crs": Either(
+        String(optional=True, format={**_SCHEDULING, "ha": String(optional=True, enum=("basic", "static"))}),
+        String(
+            optional=True,
+            format={
+                **_SCHEDULING,
+                "ha": String(optional=True, enum=("basic", "static", "dynamic")),
+                "ha-auto-rebalance": Boolean(optional=True),
+                "ha-auto-rebalance-hold-duration": Number(optional=True, minimum=0, requires="ha-auto-rebalance"),
+                "ha-auto-rebalance-margin": _FRACTION,
+                "ha-auto-rebalance-method": String(
+                    optional=True, enum=("bruteforce", "topsis"), requires="ha-auto-rebalance"
+                ),
+                "ha-auto-rebalance-threshold": _FRACTION,
+            },
+        ),
+    ),
+    "description": String(optional=True, max_length=65536),
+    "email_from": String(optional=True, format="email-opt"),
+    "fencing": String(optional=True, enum=("watchdog", "hardware", "both")),
+    "ha": String(
+        optional=True,
+        format={"shutdown_policy": String(enum=("freeze", "failover", "conditional", "migrate"))},
+    ),
+    "http_proxy": String(optional=True, pattern=r"^http://.*$"),
+    "keyboard": String(optional=True, enum=KEYBOARDS),
+    "language": String(optional=True, enum=LANGUAGES),
+    "location": only_9(String(optional=True)),
+    "mac_prefix": String(optional=True, format="mac-prefix"),
+    "migration": String(optional=True, format=_NETWORK),
+    "migration_unsecure": Boolean(optional=True),
+    "next-id": String(optional=True, format={"lower": Integer(optional=True), "upper": Integer(optional=True)}),
+    "notify": String(
+        optional=True,
+        format={
+            "fencing": _OFTEN,
+            "replication": _OFTEN,
+            "package-updates": String(optional=True, enum=("auto", "always", "never")),
+            **{f"target-{word}": String(optional=True) for word in ("fencing", "package-updates", "replication")},
+        },
+    ),
+    "registered-tags": String(optional=True, pattern=rf"^({_TAG};)*{_TAG}$"),
+    "replication": only_9(String(optional=True, format=_NETWORK)),
+    "tag-style": String(
+        optional=True,
+        format={
+            "case-sensitive": Boolean(optional=True),
+            "color-map": String(optional=True, pattern=rf"^{_COLOUR}(;{_COLOUR})*$"),
+            "ordering": String(optional=True, enum=("config", "alphabetical")),
+            "shape": String(optional=True, enum=("full", "circle", "dense", "none")),
+        },
+    ),
+    "u2f": String(optional=True, format={"appid": String(optional=True), "origin": String(optional=True)}),
+    "user-tag-access": String(
+        optional=True,
+        format={
+            "user-allow": String(optional=True, enum=("none", "list", "existing", "free")),
+            "user-allow-list": String(optional=True, pattern=rf"^{_TAG}(;{_TAG})*$"),
+        },
+    ),
+    "webauthn": String(
+        optional=True,
+        format={
+            "allow-subdomains": Boolean(optional=True),
+            **{word: String(optional=True) for word in ("id", "origin", "rp")},
+        },
+    ),
 }
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .nodes import TIMEFRAME, moments
 from .qemu.guest import GuestState, check_lock, digest, find_guest, power_off, power_on, this
-from .routing import Boolean, Call, Integer, perm, route
+from .routing import Boolean, Call, Integer, Param, String, perm, route
 from .worker import TaskContext, TaskError
 
 if TYPE_CHECKING:
@@ -65,7 +66,15 @@ def container_index(call: Call) -> list[dict[str, str]]:
     return [{"subdir": word} for word in words.split()]
 
 
-@route("GET", "/nodes/{node}/lxc/{vmid}/config", permission=AUDIT)
+@route(
+    "GET",
+    "/nodes/{node}/lxc/{vmid}/config",
+    params={
+        "current": Boolean(optional=True),
+        "snapshot": String(optional=True, format="pve-configid", max_length=40),
+    },
+    permission=AUDIT,
+)
 def get_config(call: Call) -> dict[str, Any]:
     """A container's config."""
     guest = this(call, "lxc")
@@ -133,15 +142,11 @@ def history(call: Call) -> list[dict[str, Any]]:
     return rows
 
 
-def _power(word: str, kind: str, seconds: float) -> None:
+def _power(word: str, kind: str, seconds: float, params: Mapping[str, Param]) -> None:
     @route(
         "POST",
         f"/nodes/{{node}}/lxc/{{vmid}}/status/{word}",
-        params={
-            "skiplock": Boolean(optional=True),
-            "timeout": Integer(optional=True, minimum=0),
-            "forceStop": Boolean(optional=True),
-        },
+        params=params,
         permission=POWER,
     )
     def act(call: Call) -> str:
@@ -166,10 +171,13 @@ def _power(word: str, kind: str, seconds: float) -> None:
     act.__name__, act.__doc__ = f"{word}_container", f"The UPID of a container's {word}."
 
 
-for _word, _kind, _seconds in (
-    ("start", "vzstart", 2.0),
-    ("stop", "vzstop", 1.0),
-    ("shutdown", "vzshutdown", 4.0),
-    ("reboot", "vzreboot", 5.0),
+FLAG = Boolean(optional=True)
+TIMEOUT = {"timeout": Integer(optional=True, minimum=0)}
+
+for _word, _kind, _seconds, _params in (
+    ("start", "vzstart", 2.0, {"skiplock": FLAG, "debug": FLAG}),
+    ("stop", "vzstop", 1.0, {"skiplock": FLAG, "overrule-shutdown": FLAG}),
+    ("shutdown", "vzshutdown", 4.0, {**TIMEOUT, "forceStop": FLAG}),
+    ("reboot", "vzreboot", 5.0, TIMEOUT),
 ):
-    _power(_word, _kind, _seconds)
+    _power(_word, _kind, _seconds, _params)

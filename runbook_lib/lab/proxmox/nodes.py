@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import storage as storages
 from .drift import drift, phase
-from .routing import Boolean, Call, Integer, PveError, String, one_of, param_error, perm, route
+from .routing import Boolean, Call, Either, Integer, Param, PveError, String, one_of, only_9, param_error, perm, route
 from .worker import TaskContext
 
 if TYPE_CHECKING:
@@ -41,6 +41,13 @@ SERVICES_8 = [
     "systemd-journald",
 ]
 SERVICES_9 = sorted([*SERVICES_8, "lxcfs", "proxmox-firewall", "qmeventd"])
+SERVICE = {
+    "service": Either(
+        String(enum=(*SERVICES_8, "systemd-timesyncd")),
+        String(enum=tuple(sorted([*SERVICES_9, "pve-lxc-syscalld", "systemd-timesyncd"]))),
+    )
+}
+
 KERNELS = {"8.4": "6.8.12-20-pve", "9.2": "7.0.14-1-pve"}
 FLAGS = (
     "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 ht syscall nx "
@@ -368,10 +375,21 @@ def hosts(call: Call) -> dict[str, str]:
     return {"data": text, "digest": hashlib.sha1(text.encode()).hexdigest()}
 
 
+OPTIONS_8 = (
+    "acme",
+    *(f"acmedomain{n}" for n in range(6)),
+    "ballooning-target",
+    "description",
+    "startall-onboot-delay",
+    "wakeonlan",
+)
+OPTIONS_9 = (*OPTIONS_8[:9], "location", *OPTIONS_8[9:])
+
+
 @route(
     "GET",
     "/nodes/{node}/config",
-    params={"property": String(optional=True)},
+    params={"property": Either(String(optional=True, enum=OPTIONS_8), String(optional=True, enum=OPTIONS_9))},
     permission=perm("/", "Sys.Audit"),
 )
 def node_config(call: Call) -> dict[str, Any]:
@@ -391,7 +409,28 @@ def node_config(call: Call) -> dict[str, Any]:
         "description": String(optional=True, max_length=65536),
         "startall-onboot-delay": Integer(optional=True, minimum=0, maximum=300),
         "ballooning-target": Integer(optional=True, minimum=0, maximum=100),
-        "wakeonlan": String(optional=True),
+        "wakeonlan": String(
+            optional=True,
+            format={
+                "mac": String(format="mac-addr", default_key=True),
+                "bind-interface": String(optional=True, format="pve-iface"),
+                "broadcast-address": String(optional=True, format="ipv4"),
+            },
+        ),
+        "acme": String(
+            optional=True,
+            format={"account": String(optional=True, format="pve-configid"), "domains": String(optional=True)},
+        ),
+        "acmedomain[n]": String(
+            optional=True,
+            count=6,
+            format={
+                "domain": String(default_key=True),
+                "plugin": String(optional=True, format="pve-configid"),
+                "alias": String(optional=True),
+            },
+        ),
+        "location": only_9(String(optional=True)),
         "delete": String(optional=True, format="pve-configid-list"),
         "digest": String(optional=True, max_length=40),
     },
@@ -449,13 +488,13 @@ def services(call: Call) -> list[dict[str, str]]:
     return [service_row(call, name) for name in service_names(call)]
 
 
-@route("GET", "/nodes/{node}/services/{service}", permission=AUDIT)
+@route("GET", "/nodes/{node}/services/{service}", params=SERVICE, permission=AUDIT)
 def service_index(call: Call) -> list[dict[str, str]]:
     """The names below one service."""
     return [{"subdir": name} for name in ("state", "start", "stop", "restart", "reload")]
 
 
-@route("GET", "/nodes/{node}/services/{service}/state", permission=AUDIT)
+@route("GET", "/nodes/{node}/services/{service}/state", params=SERVICE, permission=AUDIT)
 def service_state(call: Call) -> dict[str, str]:
     """One service's state."""
     return service_row(call, call.params["service"])
@@ -659,7 +698,7 @@ def certificates(call: Call) -> list[dict[str, Any]]:
 RESOLUTION = {"hour": 60, "day": 1800, "week": 10800, "month": 43200, "year": 604800, "decade": 604800 * 10}
 HISTORY = 70
 TIMEFRAME = {
-    "timeframe": String(enum=("hour", "day", "week", "month", "year", "decade")),
+    "timeframe": String(enum=("hour", "day", "week", "month", "year")),
     "cf": String(optional=True, enum=("AVERAGE", "MAX")),
 }
 
@@ -671,7 +710,16 @@ def moments(call: Call) -> list[int]:
     return [last - step * n for n in reversed(range(HISTORY))]
 
 
-@route("GET", "/nodes/{node}/rrddata", params=TIMEFRAME, permission=AUDIT)
+NODE_TIMEFRAME: dict[str, Param | Either] = {
+    **TIMEFRAME,
+    "timeframe": Either(
+        String(enum=("hour", "day", "week", "month", "year")),
+        String(enum=("hour", "day", "week", "month", "year", "decade")),
+    ),
+}
+
+
+@route("GET", "/nodes/{node}/rrddata", params=NODE_TIMEFRAME, permission=AUDIT)
 def node_history(call: Call) -> list[dict[str, Any]]:
     """The node's figures over time; before it booted a row has its time alone."""
     state, node = call.state, this(call)

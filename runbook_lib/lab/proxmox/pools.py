@@ -45,7 +45,7 @@ def require_pool(state: PveState, poolid: str) -> PoolState:
     "/pools",
     params={
         "poolid": String(optional=True, format="pve-poolid"),
-        "type": String(optional=True, enum=("qemu", "lxc", "storage")),
+        "type": String(optional=True, enum=("qemu", "lxc", "storage"), requires="poolid"),
     },
     permission="any",
 )

@@ -375,9 +375,8 @@ def route(
     only: the one flavour that has the endpoint.
     """
     arguments = [name.removesuffix(":rest") for name in re.findall(r"\{([^}]+)\}", template)]
-    specs: dict[str, Param | Either] = {name: PATH_PARAMS.get(name, String()) for name in arguments} | dict(
-        params or {}
-    )
+    specs: dict[str, Param | Either] = {name: PATH_PARAMS.get(name, String()) for name in arguments}
+    specs.update(params or {})
 
     def register(handler: H) -> H:
         proxied = template.startswith("/nodes/{node}") if node is None else node

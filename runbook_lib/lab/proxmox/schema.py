@@ -185,8 +185,21 @@ _by_pattern("storagepair", r".+", "")
 _by_pattern("lxc-ip-with-ll-iface", r".*", "")
 _by_pattern("pve-command-batch", r"[\s\S]*", "")
 _by_pattern("pve-vlan-id-or-range", r"[1-9]\d{0,3}(-[1-9]\d{0,3})?", "invalid VLAN tag '%s'")
+_by_pattern("pve-replication-job-id", r"[1-9]\d{2,8}-\d{1,9}", "invalid replication job id '%s'")
+
+
+_by_pattern("pve-priv", r"[A-Za-z.]+", "invalid privilege '%s'")
+_by_pattern("pve-storage-zfs-blocksize", r"\d+[kKmM]?", "value does not look like a valid ZFS block size")
+_by_pattern("pve-dir-override", r"[a-z]+=[^=,]+", "invalid directory override '%s'")
 _by_pattern(
-    "pve-replication-job-id", r"[1-9]\d{2,8}-\d{1,9}", "value '%s' does not look like a valid replication job id"
+    "pve-storage-portal-dns",
+    r"[A-Za-z0-9.\-]+(:\d+)?|\[?[0-9a-fA-F:.]+\]?(:\d+)?",
+    "value does not look like a valid portal address",
+)
+_by_pattern(
+    "prune-backups",
+    r"(keep-(all|last|hourly|daily|weekly|monthly|yearly)=\d+(,|$))+",
+    "format error",
 )
 
 

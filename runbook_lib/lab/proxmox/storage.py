@@ -13,7 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .quorum import require_quorum
-from .routing import Boolean, Call, Integer, PveError, String, param_error, perm, route, split_list
+from .routing import (
+    Boolean,
+    Call,
+    Either,
+    Integer,
+    Number,
+    PveError,
+    String,
+    only_8,
+    only_9,
+    param_error,
+    perm,
+    route,
+    split_list,
+)
 from .tasks import finished_within
 from .worker import TaskContext, TaskError
 
@@ -466,49 +480,74 @@ def require_active(state: PveState, name: str, node: str) -> StorageState:
     return storage
 
 
+TYPE = Either(String(optional=True, enum=TYPES), String(optional=True, enum=TYPES_9))
+BANDWIDTH = {name: Number(optional=True, minimum=0) for name in ("clone", "default", "migration", "move", "restore")}
 OPTION_PARAMETERS: dict[str, Any] = {
     "content": String(optional=True, format="pve-storage-content-list"),
     "nodes": String(optional=True, format="pve-node-list"),
     "disable": Boolean(optional=True),
     "shared": Boolean(optional=True),
-    "server": String(optional=True),
-    "options": String(optional=True),
+    "server": String(optional=True, format="pve-storage-server"),
+    "server2": only_8(String(optional=True, format="pve-storage-server", requires="server")),
+    "options": String(optional=True, format="pve-storage-options"),
     "pool": String(optional=True),
-    "monhost": String(optional=True),
+    "monhost": String(optional=True, format="pve-storage-portal-dns-list"),
     "username": String(optional=True),
     "krbd": Boolean(optional=True),
     "sparse": Boolean(optional=True),
-    "blocksize": String(optional=True),
+    "blocksize": Either(String(optional=True), String(optional=True, format="pve-storage-zfs-blocksize")),
     "mkdir": Boolean(optional=True),
     "create-base-path": Boolean(optional=True),
     "create-subdirs": Boolean(optional=True),
     "is_mountpoint": String(optional=True),
-    "prune-backups": String(optional=True),
+    "prune-backups": String(optional=True, format="prune-backups"),
     "preallocation": String(optional=True, enum=("off", "metadata", "falloc", "full")),
     "format": String(optional=True, enum=("raw", "qcow2", "subvol", "vmdk")),
-    "bwlimit": String(optional=True),
+    "bwlimit": String(optional=True, format=BANDWIDTH),
     "fingerprint": String(optional=True, pattern=r"^([A-Fa-f0-9]{2}:){31}[A-Fa-f0-9]{2}$"),
     "password": String(optional=True, max_length=256),
     "max-protected-backups": Integer(optional=True, minimum=-1),
     "saferemove": Boolean(optional=True),
     "tagged_only": Boolean(optional=True),
-    "subdir": String(optional=True),
-    "fs-name": String(optional=True),
+    "subdir": String(optional=True, format="pve-storage-path"),
+    "fs-name": String(optional=True, format="pve-configid"),
     "port": Integer(optional=True, minimum=1, maximum=65535),
     "namespace": String(optional=True),
     "keyring": String(optional=True),
     "data-pool": String(optional=True),
+    "comstar_hg": String(optional=True),
+    "comstar_tg": String(optional=True),
+    "content-dirs": String(optional=True, format="pve-dir-override-list"),
+    "domain": String(optional=True, max_length=256),
+    "encryption-key": String(optional=True),
+    "fuse": Boolean(optional=True),
+    "lio_tpg": String(optional=True),
+    "master-pubkey": String(optional=True),
+    "maxfiles": only_8(Integer(optional=True, minimum=0)),
+    "mountpoint": String(optional=True, format="pve-storage-path"),
+    "nocow": Boolean(optional=True),
+    "nowritecache": Boolean(optional=True),
+    "saferemove-stepsize": only_9(Integer(optional=True, enum=("1", "2", "4", "8", "16", "32"))),
+    "saferemove_throughput": String(optional=True),
+    "skip-cert-verification": Boolean(optional=True),
+    "smbversion": String(optional=True, enum=("default", "2.0", "2.1", "3", "3.0", "3.11")),
+    "snapshot-as-volume-chain": only_9(Boolean(optional=True)),
+    "transport": only_8(String(optional=True, enum=("tcp", "rdma", "unix"))),
+    "zfs-base-path": String(optional=True, format="pve-storage-path"),
 }
 CREATION_PARAMETERS: dict[str, Any] = {
-    "path": String(optional=True),
-    "export": String(optional=True),
+    "path": String(optional=True, format="pve-storage-path"),
+    "export": String(optional=True, format="pve-storage-path"),
     "share": String(optional=True),
-    "vgname": String(optional=True),
-    "thinpool": String(optional=True),
-    "portal": String(optional=True),
+    "vgname": String(optional=True, format="pve-storage-vgname"),
+    "thinpool": String(optional=True, format="pve-storage-vgname"),
+    "portal": String(optional=True, format="pve-storage-portal-dns"),
+    "authsupported": String(optional=True),
+    "iscsiprovider": String(optional=True),
+    "volume": only_8(String(optional=True)),
     "target": String(optional=True),
     "datastore": String(optional=True),
-    "base": String(optional=True),
+    "base": String(optional=True, format="pve-volume-id"),
 }
 
 
@@ -527,7 +566,12 @@ def apply_options(storage: StorageState, params: Mapping[str, Any]) -> None:
             storage.options[key] = int(value) if isinstance(value, bool) else value
 
 
-@route("GET", "/storage", params={"type": String(optional=True, enum=TYPES)}, permission="any")
+@route(
+    "GET",
+    "/storage",
+    params={"type": TYPE},
+    permission="any",
+)
 def list_configuration(call: Call) -> list[dict[str, Any]]:
     """The entries of storage.cfg that the caller may see."""
     digest = storage_digest(call.state)
@@ -544,7 +588,7 @@ def list_configuration(call: Call) -> list[dict[str, Any]]:
     "/storage",
     params={
         "storage": String(format="pve-storage-id"),
-        "type": String(enum=TYPES),
+        "type": Either(String(enum=TYPES), String(enum=TYPES_9)),
         **CREATION_PARAMETERS,
         **OPTION_PARAMETERS,
     },
@@ -596,7 +640,7 @@ def get_configuration(call: Call) -> dict[str, Any]:
     "PUT",
     "/storage/{storage}",
     params={
-        "delete": String(optional=True, format="pve-configid-list"),
+        "delete": String(optional=True, format="pve-configid-list", max_length=4096),
         "digest": String(optional=True, max_length=64),
         **OPTION_PARAMETERS,
     },
@@ -753,7 +797,7 @@ def list_content(call: Call) -> list[dict[str, Any]]:
         "filename": String(),
         "size": String(pattern=r"^\d+[MG]?$"),
         "vmid": Integer(format="pve-vmid", minimum=100, maximum=999999999),
-        "format": String(optional=True, enum=("raw", "qcow2", "subvol", "vmdk")),
+        "format": String(optional=True, enum=("raw", "qcow2", "subvol", "vmdk"), requires="size"),
     },
     permission=perm("/storage/{storage}", "Datastore.AllocateSpace"),
 )
@@ -965,11 +1009,11 @@ def receiving(call: Call) -> tuple[StorageState, str]:
     "POST",
     "/nodes/{node}/storage/{storage}/upload",
     params={
-        "content": String(enum=UPLOADED),
+        "content": String(enum=UPLOADED, format="pve-storage-content"),
         "filename": String(max_length=255),
-        "checksum": String(optional=True),
-        "checksum-algorithm": String(optional=True, enum=CHECKSUMS),
-        "tmpfilename": String(optional=True),
+        "checksum": String(optional=True, requires="checksum-algorithm"),
+        "checksum-algorithm": String(optional=True, enum=CHECKSUMS, requires="checksum"),
+        "tmpfilename": String(optional=True, pattern=r"^/var/tmp/pveupload-[0-9a-f]+$"),
     },
     permission=perm("/storage/{storage}", "Datastore.AllocateTemplate"),
     upload=True,
@@ -978,9 +1022,6 @@ async def upload(call: Call) -> str:
     """The UPID of the copy of an uploaded file to its place."""
     params, node = call.params, call.node
     storage, name = receiving(call)
-    if ("checksum" in params) != ("checksum-algorithm" in params):
-        given, missing = ("checksum", "checksum-algorithm")[:: 1 if "checksum" in params else -1]
-        raise param_error({given: f"missing property - '{missing}' requires this property"})
     file = call.upload
     if file is None:
         raise PveError(500, "unable to read uploaded file: no file part in the request")
@@ -1027,11 +1068,11 @@ async def upload(call: Call) -> str:
     "POST",
     "/nodes/{node}/storage/{storage}/download-url",
     params={
-        "content": String(enum=UPLOADED),
+        "content": String(enum=UPLOADED, format="pve-storage-content"),
         "filename": String(max_length=255),
         "url": String(pattern=r"^https?://.*$"),
-        "checksum": String(optional=True),
-        "checksum-algorithm": String(optional=True, enum=CHECKSUMS),
+        "checksum": String(optional=True, requires="checksum-algorithm"),
+        "checksum-algorithm": String(optional=True, enum=CHECKSUMS, requires="checksum"),
         "compression": String(optional=True),
         "verify-certificates": Boolean(optional=True),
     },

@@ -9,7 +9,7 @@ import urllib.parse
 from typing import TYPE_CHECKING, Any
 
 from ..drift import phase
-from ..routing import Array, Boolean, Call, Integer, PveError, String, param_error, perm, route
+from ..routing import Array, Boolean, Call, Integer, PveError, String, only_9, param_error, perm, route
 from .config import agent_rule
 from .drives import drives, is_cloud_init
 from .guest import (
@@ -358,7 +358,12 @@ def write_file(call: Call) -> None:
 @route(
     "GET",
     "/nodes/{node}/qemu/{vmid}/agent/file-read",
-    params={"file": String()},
+    params={
+        "file": String(),
+        "count": only_9(Integer(optional=True, minimum=1, maximum=16777216)),
+        "decode": only_9(Boolean(optional=True)),
+        "offset": only_9(Integer(optional=True, minimum=0)),
+    },
     permission=agent_rule("VM.GuestAgent.FileRead"),
 )
 def read_file(call: Call) -> dict[str, Any]:

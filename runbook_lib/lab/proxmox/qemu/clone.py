@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..drift import phase
-from ..routing import Boolean, Call, Integer, PveError, String, all_of, param_error, perm, route
+from ..routing import Boolean, Call, Integer, PveError, String, all_of, only_9, param_error, perm, route
 from ..storage import (
     StorageState,
     VolumeState,
@@ -38,11 +38,10 @@ from .guest import (
     print_options,
     this,
 )
+from .options import DISKS
 
 if TYPE_CHECKING:
     from ..state import PveState
-
-DISK = String(optional=True, pattern=r"^(ide|sata|scsi|virtio|efidisk|tpmstate)\d+$")
 
 
 # --- clone ----------------------------------------------------------------------------------------
@@ -238,7 +237,7 @@ def require_room(state: PveState, storage: StorageState, node: str, size: int) -
 @route(
     "POST",
     "/nodes/{node}/qemu/{vmid}/template",
-    params={"disk": DISK},
+    params={"disk": String(optional=True, enum=(*DISKS, "efidisk0", "tpmstate0"))},
     permission=perm("/vms/{vmid}", "VM.Allocate"),
 )
 def template(call: Call) -> str:
@@ -360,8 +359,8 @@ def migration_preconditions(call: Call) -> dict[str, Any]:
         "online": Boolean(optional=True),
         "force": Boolean(optional=True),
         "with-local-disks": Boolean(optional=True),
-        "with-conntrack-state": Boolean(optional=True),
-        "targetstorage": String(optional=True),
+        "with-conntrack-state": only_9(Boolean(optional=True)),
+        "targetstorage": String(optional=True, format="storage-pair-list"),
         "migration_type": String(optional=True, enum=("secure", "insecure")),
         "migration_network": String(optional=True, format="CIDR"),
         "bwlimit": Integer(optional=True, minimum=0),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..nodes import HISTORY, TIMEFRAME, moments
 from ..quorum import quorate
-from ..routing import Boolean, Call, Integer, Number, PveError, Rule, String, param_error, perm, route, split_list
+from ..routing import Boolean, Call, Integer, PveError, Rule, String, only_9, param_error, perm, route, split_list
 from ..storage import remove_volume, volumes_on
 from ..tasks import finished_within
 from ..worker import TaskContext, TaskError
@@ -42,115 +42,13 @@ from .guest import (
     shown,
     this,
 )
+from .options import OPTIONS
 
 if TYPE_CHECKING:
     from ..state import PveState
 
 # --- the options ----------------------------------------------------------------------------------
 
-BOOLEANS = [
-    "acpi",
-    "allow-ksm",
-    "autostart",
-    "ciupgrade",
-    "freeze",
-    "keephugepages",
-    "kvm",
-    "localtime",
-    "numa",
-    "onboot",
-    "protection",
-    "reboot",
-    "tablet",
-    "tdf",
-    "template",
-]
-INTEGERS = ["balloon", "cores", "cpuunits", "migrate_speed", "shares", "smp", "sockets", "vcpus"]
-LOCKS = ("backup", "clone", "create", "migrate", "rollback", "snapshot", "snapshot-delete", "suspending", "suspended")
-OPTIONS: dict[str, Any] = {
-    **{name: Boolean(optional=True) for name in BOOLEANS},
-    **{name: Integer(optional=True, minimum=0) for name in INTEGERS},
-    "cores": Integer(optional=True, minimum=1),
-    "sockets": Integer(optional=True, minimum=1),
-    "vcpus": Integer(optional=True, minimum=1),
-    "affinity": String(optional=True),
-    "agent": String(optional=True),
-    "amd-sev": String(optional=True),
-    "arch": String(optional=True, enum=("x86_64", "aarch64")),
-    "args": String(optional=True),
-    "audio0": String(optional=True),
-    "bios": String(optional=True, enum=("seabios", "ovmf")),
-    "boot": String(optional=True),
-    "bootdisk": String(optional=True, pattern=r"^(ide|sata|scsi|virtio)\d+$"),
-    "cdrom": String(optional=True),
-    "cicustom": String(optional=True),
-    "cipassword": String(optional=True),
-    "citype": String(optional=True, enum=("configdrive2", "nocloud", "opennebula")),
-    "ciuser": String(optional=True),
-    "cpu": String(optional=True),
-    "cpulimit": Number(optional=True, minimum=0, maximum=128),
-    "description": String(optional=True, max_length=8192),
-    "efidisk0": String(optional=True),
-    "hookscript": String(optional=True),
-    "hostpci[n]": String(optional=True, count=16),
-    "hotplug": String(optional=True),
-    "hugepages": String(optional=True, enum=("any", "2", "1024")),
-    "ide[n]": String(optional=True, count=4),
-    "ipconfig[n]": String(optional=True, count=32),
-    "ivshmem": String(optional=True),
-    "keyboard": String(optional=True),
-    "lock": String(optional=True, enum=LOCKS),
-    "machine": String(optional=True),
-    "memory": String(optional=True, pattern=r"^(current=)?\d+$"),
-    "migrate_downtime": Number(optional=True, minimum=0),
-    "name": String(optional=True, format="dns-name"),
-    "nameserver": String(optional=True),
-    "net[n]": String(optional=True, count=32),
-    "numa[n]": String(optional=True, count=8),
-    "ostype": String(
-        optional=True,
-        enum=(
-            "other",
-            "wxp",
-            "w2k",
-            "w2k3",
-            "w2k8",
-            "wvista",
-            "win7",
-            "win8",
-            "win10",
-            "win11",
-            "l24",
-            "l26",
-            "solaris",
-        ),
-    ),
-    "parallel[n]": String(optional=True, count=3),
-    "rng0": String(optional=True),
-    "sata[n]": String(optional=True, count=6),
-    "scsi[n]": String(optional=True, count=31),
-    "scsihw": String(
-        optional=True,
-        enum=("lsi", "lsi53c810", "virtio-scsi-pci", "virtio-scsi-single", "megasas", "pvscsi"),
-    ),
-    "searchdomain": String(optional=True),
-    "serial[n]": String(optional=True, count=4, pattern=r"^(/dev/.+|socket)$"),
-    "smbios1": String(optional=True, max_length=512),
-    "spice_enhancements": String(optional=True),
-    "sshkeys": String(optional=True, format="urlencoded"),
-    "startdate": String(optional=True),
-    "startup": String(optional=True),
-    "tags": String(optional=True, format="pve-tag-list"),
-    "tpmstate0": String(optional=True),
-    "unused[n]": String(optional=True, count=256),
-    "usb[n]": String(optional=True, count=14),
-    "vga": String(optional=True),
-    "virtio[n]": String(optional=True, count=16),
-    "virtiofs[n]": String(optional=True, count=10),
-    "vmgenid": String(optional=True),
-    "vmstatestorage": String(optional=True, format="pve-storage-id"),
-    "watchdog": String(optional=True),
-}
 NUMBERED = {name.removesuffix("[n]") for name in OPTIONS if name.endswith("[n]")}
 FAST = {
     "autostart", "cicustom", "cipassword", "citype", "ciupgrade", "ciuser", "description", "hookscript", "lock",
@@ -434,14 +332,14 @@ def join_pool(state: PveState, vmid: int, pool: str | None) -> None:
         "vmid": Integer(format="pve-vmid", minimum=100, maximum=999999999),
         "archive": String(optional=True, max_length=255),
         "bwlimit": Integer(optional=True, minimum=0),
-        "force": Boolean(optional=True),
-        "ha-managed": Boolean(optional=True),
+        "force": Boolean(optional=True, requires="archive"),
+        "ha-managed": only_9(Boolean(optional=True)),
         "import-working-storage": String(optional=True, format="pve-storage-id"),
         "live-restore": Boolean(optional=True),
         "pool": String(optional=True, format="pve-poolid"),
         "start": Boolean(optional=True),
         "storage": String(optional=True, format="pve-storage-id"),
-        "unique": Boolean(optional=True),
+        "unique": Boolean(optional=True, requires="archive"),
     },
     permission="any",
 )
@@ -562,7 +460,7 @@ UPDATE: dict[str, Any] = {
     "delete": String(optional=True, format="pve-configid-list"),
     "revert": String(optional=True, format="pve-configid-list"),
     "digest": String(optional=True, max_length=40),
-    "force": Boolean(optional=True),
+    "force": Boolean(optional=True, requires="delete"),
     "skiplock": Boolean(optional=True),
 }
 CHANGE = perm(

@@ -24,10 +24,11 @@ from .guest import (
     print_options,
     this,
 )
+from .options import DISKS, UNUSED
 from .power import found
 
-DISK = String(pattern=r"^(ide|sata|scsi|virtio|efidisk|tpmstate)\d+$")
-MOVABLE = String(pattern=r"^(ide|sata|scsi|virtio|efidisk|tpmstate|unused)\d+$")
+DISK = String(enum=(*DISKS, "efidisk0", "tpmstate0"))
+MOVABLE = String(enum=(*DISKS, "efidisk0", "tpmstate0", *UNUSED))
 CONFIG_DISK = perm("/vms/{vmid}", "VM.Config.Disk")
 
 
@@ -94,8 +95,8 @@ def resize(call: Call) -> str:
         "delete": Boolean(optional=True),
         "digest": String(optional=True, max_length=40),
         "bwlimit": Integer(optional=True, minimum=0),
-        "target-vmid": Integer(optional=True, format="pve-vmid"),
-        "target-disk": String(optional=True),
+        "target-vmid": Integer(optional=True, format="pve-vmid", minimum=100, maximum=999999999),
+        "target-disk": String(optional=True, enum=MOVABLE.enum),
         "target-digest": String(optional=True, max_length=40),
     },
     permission=CONFIG_DISK,

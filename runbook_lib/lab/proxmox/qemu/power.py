@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..network import networks
 from ..nodes import memory_used
-from ..routing import Boolean, Call, Integer, PveError, String, perm, route
+from ..routing import Boolean, Call, Integer, PveError, String, only_9, perm, route
 from ..storage import find_volume
 from ..worker import TaskContext, TaskError
 from .drives import drives, is_cloud_init
@@ -23,6 +23,7 @@ from .guest import (
     power_off,
     power_on,
 )
+from .options import MACHINE
 
 if TYPE_CHECKING:
     from ..state import PveState
@@ -88,12 +89,14 @@ SKIPLOCK = {"skiplock": Boolean(optional=True)}
         **SKIPLOCK,
         "timeout": Integer(optional=True, minimum=0),
         "force-cpu": String(optional=True),
-        "machine": String(optional=True),
+        "machine": MACHINE,
         "migratedfrom": String(optional=True, format="pve-node"),
         "migration_network": String(optional=True, format="CIDR"),
         "migration_type": String(optional=True, enum=("secure", "insecure")),
         "stateuri": String(optional=True, max_length=128),
-        "targetstorage": String(optional=True),
+        "targetstorage": String(optional=True, format="storage-pair-list"),
+        "nets-host-mtu": String(optional=True, pattern=r"^net\d+=\d+(,net\d+=\d+)*$"),
+        "with-conntrack-state": only_9(Boolean(optional=True)),
     },
     permission=POWER,
 )
@@ -230,7 +233,7 @@ def reset(call: Call) -> str:
     params={
         **SKIPLOCK,
         "todisk": Boolean(optional=True),
-        "statestorage": String(optional=True, format="pve-storage-id"),
+        "statestorage": String(optional=True, format="pve-storage-id", requires="todisk"),
     },
     permission=POWER,
 )
