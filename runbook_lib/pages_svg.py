@@ -220,7 +220,7 @@ def _box(step: StepRecord, centre: tuple[float, float], link: str, t: Words) -> 
     return f'<a href="{escape(link)}" aria-label="{_text(words)}"><title>{_text(words)}</title>{inside}</a>'
 
 
-def _two_lines(text: str, width: int = 25) -> tuple[str, str]:
+def _two_lines(text: str, width: int = 23) -> tuple[str, str]:
     lines = [""]
     for word in text.split():
         if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
