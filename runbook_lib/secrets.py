@@ -192,33 +192,69 @@ def _base64(raw: bytes) -> Iterator[str]:
                 yield fragment
 
 
-# Each alternative starts with a literal or behind a look-behind and never gives back what it took: linear time.
-_SHAPES = re.compile(
-    r"(?P<keep>"
-    r"PVEAPIToken=[^\s=\"'<>]{1,200}=(?=[^\s\"'<>])"
-    r"|PVEAuthCookie(?:=|%3[Dd])"
-    r"|CSRFPreventionToken[\"']{0,1}\s{0,3}[:=]\s{0,3}[\"']{0,1}"
-    r"|\b[Aa]uthorization[\"']{0,1}\s{0,3}[:=]\s{0,3}[\"']{0,1}(?:[Bb]earer|[Bb]asic)\s{1,3}"
-    r"|\b[Bb]earer (?=[A-Za-z0-9._~+/=-]{20})"
-    r")[^\s\"'<>;,]+"
-    r"|PVE[A-Z]{0,12}(?::|%3[Aa])[^\s:\"'<>]{1,100}(?::|%3[Aa])[0-9A-Fa-f]{8}(?::|%3[Aa]){2}[A-Za-z0-9+/=%._-]+"
-    r"|(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"
-    # a digit is asked for, because names like status.containerstatuses have this shape too
-    r"|(?<![a-z0-9.])[a-z0-9]{6}\.(?=[a-z]{0,15}[0-9])[a-z0-9]{16}(?![a-z0-9.])"
-    r"|-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY-----[^-]*(?:-(?!----)[^-]*)*(?:-----END [A-Z0-9 ]{0,30}PRIVATE KEY-----)?"
-    r"|LS0tLS1CRUdJTi(?:BQUklWQVRFIEtFW|BSU0EgUFJJVkFURSBLRV|BFQyBQUklWQVRFIEtFW|BPUEVOU1NIIFBSSVZBVEUgS0VZ)[\w+/=-]*"
+_WORD = r"[^\s\"'<>;,]+"
+# What a secret looks like: text that must be there, and the pattern, whose group `keep` stays. Looking for the text
+# first, and patterns that start with it, make this ten times as fast as one alternation; what must stand before it
+# is asked by a look-behind that comes after it. No pattern gives back what it took: linear time. A private key comes
+# first, so that no other shape leaves half of it.
+_SHAPES = tuple(
+    (literal, re.compile(pattern))
+    for literal, pattern in (
+        (
+            "PRIVATE KEY-----",
+            r"(?P<keep>)-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY-----[^-]*(?:-(?!----)[^-]*)*"
+            r"(?:-----END [A-Z0-9 ]{0,30}PRIVATE KEY-----)?",
+        ),
+        (
+            "uthorization",
+            r"(?P<keep>uthorization(?<=\b[Aa]uthorization)[\"']{0,1}\s{0,3}[:=]\s{0,3}[\"']{0,1}"
+            rf"(?:[Bb]earer|[Bb]asic)\s{{1,3}}){_WORD}",
+        ),
+        ("earer ", rf"(?P<keep>earer (?<=\b[Bb]earer )(?=[A-Za-z0-9._~+/=-]{{20}})){_WORD}"),
+        (
+            "PVE",
+            r"(?P<keep>)PVE[A-Z]{0,12}(?::|%3[Aa])[^\s:\"'<>]{1,100}(?::|%3[Aa])[0-9A-Fa-f]{8}(?::|%3[Aa]){2}"
+            r"[A-Za-z0-9+/=%._-]+",
+        ),
+        ("eyJ", r"(?P<keep>)eyJ(?<![A-Za-z0-9_-]eyJ)[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),
+        ("PVEAPIToken=", rf"(?P<keep>PVEAPIToken=[^\s=\"'<>]{{1,200}}=(?=[^\s\"'<>])){_WORD}"),
+        ("PVEAuthCookie", rf"(?P<keep>PVEAuthCookie(?:=|%3[Dd])){_WORD}"),
+        ("CSRFPrev", rf"(?P<keep>CSRFPreventionToken[\"']{{0,1}}\s{{0,3}}[:=]\s{{0,3}}[\"']{{0,1}}){_WORD}"),
+        (
+            "LS0tLS1CRUdJTi",
+            r"(?P<keep>)LS0tLS1CRUdJTi(?:BQUklWQVRFIEtFW|BSU0EgUFJJVkFURSBLRV|BFQyBQUklWQVRFIEtFW"
+            r"|BPUEVOU1NIIFBSSVZBVEUgS0VZ)[\w+/=-]*",
+        ),
+    )
 )
+# A bootstrap token, from its dot on. A digit is asked for, because names like status.containerstatuses look alike.
+_BOOTSTRAP = re.compile(
+    r"\.(?:(?<=[^a-z0-9.][a-z0-9]{6}\.)|(?<=\A[a-z0-9]{6}\.))(?=[a-z]{0,15}[0-9])[a-z0-9]{16}(?![a-z0-9.])"
+)
+_BEFORE_DOT = 6
 
 
 def redact(text: str) -> str:
     """`text` with every known secret, in every encoding, and everything shaped like one replaced by ‹redacted›."""
-    return _SHAPES.sub(lambda match: (match["keep"] or "") + REDACTED, _without_values(text))
+    text = _without_values(text)
+    for literal, shape in _SHAPES:
+        if literal in text:
+            text = shape.sub(_keep, text)
+    spans = [(match.start() - _BEFORE_DOT, match.end()) for match in _BOOTSTRAP.finditer(text)]
+    return _without(text, spans) if spans else text
+
+
+def _keep(match: re.Match[str]) -> str:
+    return str(match["keep"]) + REDACTED
 
 
 def _without_values(text: str) -> str:
     spans = sorted(_spans(text))
-    if not spans:
-        return text
+    return _without(text, spans) if spans else text
+
+
+def _without(text: str, spans: Iterable[tuple[int, int]]) -> str:
+    """`text` with these stretches replaced; they come in order, and may overlap."""
     pieces: list[str] = []
     end = 0
     for start, stop in spans:
