@@ -29,16 +29,16 @@ COMPLETE = os.environ.get("RUNBOOK_COMPLETE") == "1"
 SAMPLED = 4
 """Without RUNBOOK_COMPLETE=1 every fourth method is asked."""
 
+UNTOLD = "the schema at hand lists no parameters of the methods of HA rules"
 DIFFERS: dict[str, str] = {
-    f"{flavour} GET {path}": "the area that writes these jobs and rules verifies them"
-    for flavour in ("8.4", "9.2")
-    for path in (
-        "/cluster/backup/{id}",
-        "/cluster/ha/resources/{sid}",
-        "/cluster/ha/rules",
-        "/cluster/replication/{id}",
-        "/nodes/{node}/replication/{id}/status",
-    )
+    **{f"{flavour} GET /cluster/backup/{{id}}": "a job's id is its key, whatever it looks like" for flavour in SCHEMAS},
+    **{
+        f"{flavour} GET {path}/{{id}}{word} id": "the format's complaint comes first, as recorded"
+        for flavour in SCHEMAS
+        for path, word in (("/cluster/replication", ""), ("/nodes/{node}/replication", "/status"))
+    },
+    "9.2 POST /cluster/ha/rules": UNTOLD,
+    "9.2 PUT /cluster/ha/rules/{rule}": UNTOLD,
 }
 """Refusals known to differ, by `flavour METHOD /path parameter`, with the reason."""
 
@@ -99,20 +99,18 @@ def probes(name: str, spec: Mapping[str, Any]) -> Iterator[Probe]:
 
 
 def _texts(name: str, spec: Mapping[str, Any]) -> Iterator[Probe]:
-    form, pattern = spec.get("format"), _python(spec.get("pattern"))
-    longest = int(spec["maxLength"]) if "maxLength" in spec else None
-    if longest:
-        yield Probe(name, "a" * (longest + 1), f"value may only be {longest} characters long")
-    if pattern and not longest:
-        for text in BAD_TEXTS:
-            if len(text) >= int(spec.get("minLength", 0)) and not re.fullmatch(pattern, text):
-                yield Probe(name, text, "value does not match the regex pattern")
-                break
-    elif form is not None and str(form) not in FREE_FORMATS:
-        text = "nothing=like=this\N{SNOWMAN}" if isinstance(form, dict) else "\N{SNOWMAN} !/"
-        if "minLength" not in spec and not pattern and str(form) not in ("pve-storage-path",):
-            yield Probe(name, text, "", False)
-    if spec.get("enum") and form is None and not pattern:
+    form, pattern = str(spec.get("format", "")), _python(spec.get("pattern"))
+    plain = form in {"", *FREE_FORMATS}
+    if "maxLength" in spec:
+        complaint = f"value may only be {spec['maxLength']} characters long"
+        yield Probe(name, "a" * (int(spec["maxLength"]) + 1), complaint, plain and not pattern)
+    if form and form not in FREE_FORMATS and form != "pve-storage-path":
+        yield Probe(name, "nothing=like=this" if "{" in form else "\N{SNOWMAN} !/", "", False)
+    if pattern:
+        text = next((text for text in BAD_TEXTS if not re.fullmatch(pattern, text)), None)
+        if text is not None:
+            yield Probe(name, text, "value does not match the regex pattern", plain)
+    if spec.get("enum") and plain and not pattern:
         listed = ", ".join(spec["enum"])
         yield Probe(name, "neither", f"value 'neither' does not have a value in the enumeration '{listed}'")
 

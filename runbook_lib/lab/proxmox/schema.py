@@ -369,21 +369,20 @@ def check_value(spec: Param, value: Any) -> tuple[Any, str]:
 
 
 def _complaint(spec: Param, text: str, typed: Any) -> str:
-    if spec.type in ("integer", "number"):
-        if complaint := _check_format(spec, text):
-            return complaint
-        if spec.maximum is not None and typed > spec.maximum:
-            return f"value must have a maximum value of {spec.maximum}"
-        if spec.minimum is not None and typed < spec.minimum:
-            return f"value must have a minimum value of {spec.minimum}"
+    """The first thing that is wrong, in the order in which the real server looks."""
+    if complaint := _check_format(spec, text):
+        return complaint
+    if spec.pattern is not None and not re.search(spec.pattern, text):
+        return "value does not match the regex pattern"
     if spec.max_length is not None and len(text) > spec.max_length:
         return f"value may only be {spec.max_length} characters long"
     if spec.min_length is not None and len(text) < spec.min_length:
         return f"value must be at least {spec.min_length} characters long"
-    if spec.pattern is not None and not re.search(spec.pattern, text):
-        return "value does not match the regex pattern"
-    if complaint := _check_format(spec, text):
-        return complaint
+    if spec.type in ("integer", "number"):
+        if spec.maximum is not None and typed > spec.maximum:
+            return f"value must have a maximum value of {spec.maximum}"
+        if spec.minimum is not None and typed < spec.minimum:
+            return f"value must have a minimum value of {spec.minimum}"
     if spec.enum is not None and text not in spec.enum:
         return f"value '{text}' does not have a value in the enumeration '{', '.join(spec.enum)}'"
     return ""
