@@ -398,15 +398,22 @@ def lab_reset(dir: DirOption = None) -> None:
 
 @lab_app.command("scenario")
 def lab_scenario(
-    name: Annotated[str, typer.Argument(help="A name or a YAML file.")],
+    name: Annotated[str, typer.Argument(help="A name or a YAML file.", show_default=False)] = "",
+    list_: Annotated[bool, typer.Option("--list", help="The scenarios there are, and what each rehearses.")] = False,
     dir: DirOption = None,
 ) -> None:
-    """Begin anew with another scenario.
+    """Begin anew with another scenario; without a name, list them.
 
-    Examples: `runbook lab scenario fresh-node`
+    Examples: `runbook lab scenario --list` · `runbook lab scenario fresh-node`
     """
-    from runbook_lib.lab import control
+    from runbook_lib.lab import control, scenario
 
+    if list_ or not name:
+        rows: list[Mapping[str, Any]] = [
+            {"scenario": known, "what it rehearses": scenario.load(known).title} for known in scenario.names()
+        ]
+        show(table(rows, ["scenario", "what it rehearses"]))
+        return
     told = control.scenario(name, _lab_folder(dir))
     typer.echo(f"scenario {told.get('scenario', name)}", err=True)
 

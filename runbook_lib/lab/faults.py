@@ -51,6 +51,20 @@ class Fault:
         )
 
 
+_KINDS: Mapping[str, tuple[Any, str]] = {
+    "system": (str, "a word"),
+    "method": (str, "a word"),
+    "path": (str, "a text"),
+    "status": (int, "a whole number"),
+    "slow": ((int, float), "a number of seconds"),
+    "reset": (bool, "true or false"),
+    "truncate": (bool, "true or false"),
+    "html": (bool, "true or false"),
+    "after": (int, "a whole number"),
+    "times": (int, "a whole number"),
+}
+
+
 def fault_from(entry: Mapping[str, Any]) -> Fault:
     """The rule a scenario or a request describes; raises ValueError for what it cannot mean."""
     known = {each.name for each in fields(Fault)}
@@ -58,6 +72,12 @@ def fault_from(entry: Mapping[str, Any]) -> Fault:
         if key not in known:
             raise ValueError(f"fault: no such key: {key}; known are {', '.join(sorted(known))}")
     fault = Fault(**dict(entry))
+    for key, (kind, told) in _KINDS.items():
+        value = getattr(fault, key)
+        if value is not None and (isinstance(value, bool) != (kind is bool) or not isinstance(value, kind)):
+            raise ValueError(f"fault: {key} is {told}, not {value!r}")
+    if fault.status is not None and not 100 <= fault.status <= 599:
+        raise ValueError(f"fault: status is a number from 100 to 599, not {fault.status}")
     if fault.system not in ("any", "proxmox", "kubernetes"):
         raise ValueError(f"fault: system is any, proxmox or kubernetes, not {fault.system}")
     try:
