@@ -217,11 +217,12 @@ def _with_lab(site: Site, lab: LabSettings, home: Path) -> Site:
     from runbook_lib.lab import control
 
     folder = home / Path(lab.dir or ".lab").expanduser()
-    connection = control.ensure(folder, scenario=lab.scenario, scale=lab.scale)
+    connection, scenario = control.ensure(folder, scenario=lab.scenario, scale=lab.scale)
     secrets = f"file:{folder.resolve() / 'secrets.json'}"
     pve, kube = connection.proxmox, connection.kubernetes
+    met = site.model_copy(update={"lab": lab.model_copy(update={"scenario": scenario})})
     return _updated(
-        site,
+        met,
         {
             "proxmox": {
                 "timeout_seconds": site.proxmox.timeout_seconds,

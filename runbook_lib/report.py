@@ -158,7 +158,9 @@ def _finding_text(record: StepRecord, finding: Finding) -> RenderableType:
 
     mark, style = MARKS[finding.status]
     text = Text(f"{mark} {record.step} ", style=style)
-    text.append(f"{plain(finding.subject or finding.check)}: ", style="bold")
+    named = finding.subject or finding.check
+    if not finding.message.startswith(named):
+        text.append(f"{plain(named)}: ", style="bold")
     text.append(plain(finding.message), style="default")
     if finding.remedy:
         text.append(f"\n     → {plain(finding.remedy)}", style="dim")

@@ -357,21 +357,23 @@ proxmox: {verify: false, timeout_seconds: 9}
 
 
 def test_an_emulated_site_is_connected_to_its_lab(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lab is asked for the site's scenario, and its endpoints and references are filled in."""
+    """The lab is asked for the site's scenario; endpoints, references and the scenario it has are filled in."""
     asked: list[object] = []
 
-    def ensure(folder: Path, **wanted: object) -> control.Connection:
+    def ensure(folder: Path, **wanted: object) -> tuple[control.Connection, str]:
         asked.append((folder, wanted))
-        return control.Connection(
+        connection = control.Connection(
             control.ProxmoxConnection("https://127.0.0.1:1", "/l/ca.pem", "root@pam", "pw", "root@pam!rehearsal", "s"),
             control.KubernetesConnection("https://127.0.0.1:2", "/l/ca.pem", "/l/kubeconfig", "t"),
         )
+        return connection, "quorum-lost"
 
     monkeypatch.setattr(control, "ensure", ensure)
     site = parameters.load_site(written(home, LAB_IN_FULL), root=home)
     assert asked == [(home / ".lab", {"scenario": "full-storage", "scale": 5})]
     assert site.proxmox.token_secret == f"file:{home}/.lab/secrets.json#proxmox_token_secret"
     assert site.proxmox.password_login is not None
+    assert site.lab is not None and site.lab.scenario == "quorum-lost"
     assert (site.proxmox.verify, site.proxmox.timeout_seconds) == (True, 9)
     assert (site.proxmox.ca_file, site.kubernetes.kubeconfig) == ("/l/ca.pem", "/l/kubeconfig")
 

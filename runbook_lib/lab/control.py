@@ -182,8 +182,15 @@ def up(
     return connection(folder)
 
 
-ensure = up
-"""The lab, started on demand: the same as `up`, under the name its callers in the library use."""
+def ensure(folder: str | Path | None = None, *, scenario: str, scale: float) -> tuple[Connection, str]:
+    """The lab in the folder, started on demand, and the name of its scenario.
+
+    A running lab is left as it is, whatever its scenario: somebody chose it, and a run is to meet it.
+    """
+    running = status(folder)
+    if running is not None:
+        return connection(folder), str(running["scenario"])
+    return up(folder, scenario=scenario, scale=scale), scenario
 
 
 def _named(scenario: str) -> str:

@@ -126,6 +126,13 @@ def test_another_scenario_begins_anew_in_the_same_place(shared: Path) -> None:
         control.scenario("fresh-node", shared)
 
 
+def test_a_run_meets_the_scenario_that_somebody_chose(folder: Path) -> None:
+    """What a site asks for is only how a lab begins: a running one is left as it is."""
+    control.up(folder, scenario="fresh-node-9")
+    connection, scenario = control.ensure(folder, scenario="healthy", scale=60)
+    assert (scenario, version(connection)) == ("fresh-node-9", "9.2.11")
+
+
 def test_reset_forgets_what_was_changed(shared: Path) -> None:
     """A user made after the start is gone after the reset."""
     pve = control.connection(shared).proxmox
