@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from . import admission, apply, crd, defaults, gc, patch, rbac, validation
+from . import admission, aggregated, apply, crd, defaults, gc, patch, rbac, validation
 from .schema import Decoder, Kind, Registry
 from .selectors import FieldRequirement, Requirement
 from .status import (
@@ -130,6 +130,8 @@ class Cluster:
         self.pod_log: LogHook | None = None
         self.pod_exec: ExecHook | None = None
         self.service_proxy: Callable[..., Any] | None = None
+        self.usage: Callable[[Json], dict[str, tuple[float, float]]] = aggregated.usage
+        self._used: tuple[int, dict[str, tuple[float, float]]] | None = None
         self.started = self.clock.now()
         self.store.hooks.append(self._index)
         if bootstrap:
@@ -197,8 +199,9 @@ class Cluster:
 
     def stored(self, kind: Kind, namespace: str, name: str) -> Stored:
         """The stored object; 404 when there is none."""
-        found = self.store.get(kind.bucket, (namespace, name))
-        if found is None:
+        view = aggregated.view_of(kind)
+        found = self.store.get(kind.bucket, view.key(namespace, name) if view else (namespace, name))
+        if found is None or (view and not view.select(found.obj)):
             raise not_found(kind.group, kind.plural, name)
         return found
 
@@ -210,6 +213,9 @@ class Cluster:
 
     def view(self, kind: Kind, obj: Json) -> Json:
         """A stored object as the kind's version shows it."""
+        view = aggregated.view_of(kind)
+        if view is not None:
+            return view.show(obj, self)
         if obj.get("apiVersion") == kind.api_version:
             return obj
         return defaults.convert(obj, kind)
@@ -285,6 +291,8 @@ class Cluster:
 
     def create(self, kind: Kind, namespace: str, body: Json, options: Options) -> Json:
         """The new object."""
+        if aggregated.view_of(kind):
+            return aggregated.create(self, kind, namespace, body, options)
         obj = self.decode(kind, body, options)
         meta = obj["metadata"] = dict(obj.get("metadata") or {})
         self._check_scope(kind, meta, namespace)
@@ -336,6 +344,9 @@ class Cluster:
 
     def update(self, kind: Kind, namespace: str, name: str, body: Json, options: Options) -> Json:
         """The object after a PUT."""
+        if aggregated.view_of(kind):
+            self._check_url(kind, {"name": name} | (body.get("metadata") or {}), namespace, name)
+            return aggregated.write(self, kind, namespace, name, body, options)
         obj = self.decode(kind, body, options)
         meta = obj["metadata"] = dict(obj.get("metadata") or {})
         if kind.namespaced:
@@ -435,6 +446,8 @@ class Cluster:
         self, kind: Kind, namespace: str, name: str, content_type: str, body: Any, options: Options
     ) -> tuple[Json, bool]:  # fmt: skip
         """The patched object, and whether it was created (server-side apply)."""
+        if aggregated.view_of(kind):
+            return aggregated.change(self, kind, namespace, name, content_type, body, options)
         if content_type.startswith("application/apply-patch"):
             return self._apply(kind, namespace, name, body, options)
         stored = self.stored(kind, namespace, name)
@@ -610,6 +623,8 @@ class Cluster:
 
     def delete(self, kind: Kind, namespace: str, name: str, wish: Json, options: Options) -> Json:
         """The Status or the object after a DELETE (`wish` is the DeleteOptions)."""
+        if aggregated.view_of(kind):
+            return aggregated.delete(self, kind, namespace, name, wish, options)
         stored = self.stored(kind, namespace, name)
         obj = stored.obj
         self._delete_preconditions(kind, obj, wish.get("preconditions") or {})
@@ -705,8 +720,9 @@ class Cluster:
         """The objects that were told to go."""
         page = self.page(kind, namespace, labels, fields)
         for stored in page.items:
-            meta = stored.obj["metadata"]
-            if self.store.get(kind.bucket, (meta.get("namespace", ""), meta["name"])):
+            meta = self.view(kind, stored.obj)["metadata"]
+            real = stored.obj["metadata"]
+            if self.store.get(kind.bucket, (real.get("namespace", ""), real["name"])):
                 self.delete(kind, meta.get("namespace", ""), meta["name"], wish, options)
         return [self.view(kind, stored.obj) for stored in page.items]
 
@@ -836,6 +852,11 @@ def _go_order(obj: Json) -> Json:
 def _selected(
     obj: Json, kind: Kind, labels: list[Requirement], fields: list[FieldRequirement], cluster: Cluster
 ) -> bool:  # fmt: skip
+    view = aggregated.view_of(kind)
+    if view is not None:
+        if not view.select(obj):
+            return False
+        obj = view.show(obj, cluster) if labels or fields else obj
     if labels:
         own = obj["metadata"].get("labels") or {}
         if not all(clause.matches(own) for clause in labels):

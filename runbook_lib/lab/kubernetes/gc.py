@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import crd, quota, rbac
+from . import aggregated, crd, quota, rbac
 from .schema import Kind
 from .store import Change, Key
 
@@ -23,6 +23,7 @@ DESCRIPTION = (
 def note(cluster: Cluster, bucket: str, change: Change) -> None:
     """Marks what a change may set in motion."""
     namespace = change.key[0]
+    aggregated.note(cluster, bucket)
     if bucket == "/namespaces":
         if change.type == "ADDED":
             cluster.dirty.add(("new-namespace", change.key[1]))
@@ -236,5 +237,5 @@ def _aggregate(cluster: Cluster, _: str) -> None:
 _WORK = {
     "deleted": _owner_gone, "deleting": _deleting, "owned": _owned, "new-namespace": _new_namespace,
     "namespace": _namespace, "quota": _quota, "aggregate": _aggregate,
-    "definition": crd.finalize,
+    "definition": crd.finalize, "aggregated": aggregated.refresh,
 }  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
-from . import auth, discovery, openapi, reviews, table, wire
+from . import aggregated, auth, discovery, openapi, reviews, table, wire
 from .cluster import Cluster, Options, User, _selected
 from .rbac import Request as Wish
 from .schema import Decoder, Kind, builtin
@@ -129,6 +129,8 @@ class Call:
 
     async def _resource(self, found: wire.Target) -> web.StreamResponse:
         kind = self.cluster.registry.by_url.get((found.group, found.version, found.resource))
+        if kind is None or "view" in kind.extras:
+            aggregated.check_available(self.cluster, found.group, found.version)
         if kind is None:
             raise no_resource()
         self.kind = kind
@@ -267,11 +269,12 @@ class Call:
             return self.object(table.table(kind, rows, meta, include, self.cluster), plain=True)
         if self.form.kind.startswith("PartialObjectMetadata"):
             body = {"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta}
-            return self.object(body | {"items": [table.partial(item.obj) for item in items]}, plain=True)
+            shown = [table.partial(self.cluster.view(kind, item.obj)) for item in items]
+            return self.object(body | {"items": shown}, plain=True)
         head = {"kind": kind.list_kind, "apiVersion": kind.api_version, "metadata": meta}
         if self.form.media == wire.YAML or self.form.pretty:
             return self.object(head | {"items": [self.cluster.view(kind, item.obj) for item in items]}, plain=True)
-        bare = kind.custom is None
+        bare = kind.custom is None and "view" not in kind.extras
         rows_raw = b",".join(self._row(kind, item, bare=bare) for item in items)
         raw = encode(head)[:-1] + b',"items":[' + rows_raw + b"]}"
         return web.Response(body=raw, headers=self._headers("application/json"))
@@ -676,6 +679,7 @@ class Call:
             if found is None:
                 raise _page_missing()
         elif parts[0] == "apis" and len(parts) == 3:
+            aggregated.check_available(self.cluster, parts[1], parts[2])
             found = discovery.resources(self.cluster, parts[1], parts[2])
             if found is None and discovery.group(self.cluster, parts[1]) is None:
                 raise _page_missing()

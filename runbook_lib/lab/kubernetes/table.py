@@ -426,6 +426,9 @@ def _columns(kind: Kind) -> list[tuple[Json, Cell]]:
     if kind.custom is not None:
         return _printer_columns(kind)
     rows = COLUMNS.get(kind.kind, [_AGE])
+    if kind.group == "apps.cozystack.io":
+        ready = _at('.status.conditions[?(@.type=="Ready")].status', "Unknown")
+        rows = [("Ready", ready), _AGE, ("Version", _at(".status.version"))]
     texts = descriptions().get(str(kind.node.get("r")) if isinstance(kind.node, dict) else "", {})
     name: tuple[Json, Cell] = (_column("Name", "string", "name", NAME_TEXT, 0), _at(".metadata.name"))
     found: list[tuple[Json, Cell]] = [] if kind.kind == "Event" else [name]
