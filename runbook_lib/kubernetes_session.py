@@ -261,6 +261,7 @@ def connect(site: Any, observers: Iterable[wire.Observer] = ()) -> Kubernetes:
             config.load_kube_config(str(path), context=endpoint.context, client_configuration=configuration)
         except (config.ConfigException, OSError) as error:
             raise errors.ParameterError("kubernetes.kubeconfig cannot be used", str(error)) from error
+        secrets.register_kubeconfig(path)
         secrets.register(str(configuration.api_key.get("BearerToken") or "").removeprefix("Bearer ").strip())
         identity = endpoint.context or ""
     elif endpoint.url:

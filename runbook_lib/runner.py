@@ -409,8 +409,12 @@ def _references(site: Any) -> list[str]:
 def _register_secrets(site: Any, root: Path) -> None:
     """Let this process's redactor know every secret of the site, since a cell may print what only it has resolved."""
     from runbook_lib.errors import RunbookError
-    from runbook_lib.secrets import resolve
+    from runbook_lib.secrets import register_folder, register_kubeconfig, resolve
 
+    kubeconfig = getattr(getattr(site, "kubernetes", None), "kubeconfig", None)
+    if kubeconfig:
+        register_kubeconfig(Path(kubeconfig).expanduser())
+    register_folder(root / ".secrets" / site.name)
     for reference in _references(site):
         try:
             resolve(reference, base=root)

@@ -14,6 +14,7 @@ import re
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -148,6 +149,35 @@ def register(value: str) -> None:
         if fresh:
             _values.update(fresh)
             _forms = tuple(sorted({*_forms, *(form for part in fresh for form in _encodings(part))}))
+
+
+_KUBECONFIG_SECRETS = ("token", "password", "client-key-data")
+
+
+def register_kubeconfig(path: Path) -> None:
+    """From now on what the users of this kubeconfig log in with is redacted; a file that is none says nothing."""
+    import yaml
+
+    try:
+        users = yaml.safe_load(path.read_text(encoding="utf-8"))["users"]
+        given = [user["user"] for user in users if isinstance(user.get("user"), Mapping)]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+        return  # whoever connects with it will tell what is wrong
+    for entry in given:
+        for key in _KUBECONFIG_SECRETS:
+            if isinstance(entry.get(key), str):
+                register(entry[key])
+        with suppress(ValueError, TypeError):
+            register(base64.b64decode(entry.get("client-key-data", "")).decode())
+
+
+def register_folder(folder: Path) -> None:
+    """From now on the secrets that earlier steps kept in this folder (one JSON map a file) are redacted."""
+    for path in sorted(folder.glob("*.json")):
+        with suppress(OSError, ValueError, AttributeError):
+            for key, value in json.loads(path.read_text(encoding="utf-8")).items():
+                if key.endswith("secret") and isinstance(value, str):
+                    register(value)
 
 
 def _long_lines(value: str) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))  # the helpers beside the tests: homes, two_sides
 
 
 @pytest.fixture(scope="session")
@@ -122,3 +124,11 @@ def new_project() -> Callable[[Path], Project]:
 def project(tmp_path: Path) -> Project:
     """An empty project to fill with notebooks."""
     return _new_project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One whole run on a lab of its own; the tests that share it stand in the xdist group "whole"."""
+    import homes
+
+    yield from homes.live(tmp_path_factory.mktemp("whole"))

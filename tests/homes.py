@@ -11,8 +11,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +170,95 @@ def secrets(home: Home) -> dict[str, str]:
 def files(*folders: Path) -> list[Path]:
     """Every file below the folders."""
     return [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+# --- one whole run, shared by many tests -----------------------------------------------------------------
+
+
+@dataclass
+class Watch:
+    """What could be seen from outside while processes of a project ran."""
+
+    arguments: set[bytes] = field(default_factory=set)
+    environments: set[bytes] = field(default_factory=set)
+    secrets: dict[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def watching(home: Home, every: float = 0.05) -> Iterator[Watch]:
+    """Look, while inside, at arguments and environment of the project's processes and at the secrets that come by."""
+    seen, over = Watch(), threading.Event()
+
+    def look() -> None:
+        while not over.wait(every):
+            _look_at_processes(home, seen)
+            with suppress(OSError, ValueError):  # a file that is just being written, or taken away
+                seen.secrets |= secrets(home)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+
+
+def _look_at_processes(home: Home, seen: Watch) -> None:
+    mark = str(home.root).encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            arguments, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
+            if mark in arguments + environment:
+                seen.arguments.add(arguments)
+                seen.environments.add(environment)
+
+
+@dataclass(frozen=True)
+class Story:
+    """What was there before, what two runs did, what was there after each."""
+
+    home: Home
+    before: set[str]
+    first: subprocess.CompletedProcess[str]
+    seen: Watch
+    between: set[str]
+    second: subprocess.CompletedProcess[str]
+    after: set[str]
+
+    @property
+    def folder(self) -> Path:
+        """Of the first run."""
+        return self.home.folders()[0]
+
+    @property
+    def run(self) -> Run:
+        """The first run."""
+        return self.home.runs()[0]
+
+    @property
+    def again(self) -> Run:
+        """The second run: 11 to 13 once more, in spawned kernels."""
+        return self.home.runs()[1]
+
+    @property
+    def public(self) -> Path:
+        """The pages of the first run, put aside: a later run publishes in their place."""
+        return self.home.root / "published"
+
+
+def live(root: Path) -> Iterator[Story]:
+    """A whole run with pages, then the first phase again with the other isolation."""
+    home = make(root)
+    home.up()
+    try:
+        before = inventory(home)
+        with watching(home) as seen:
+            first = home.runbook("run", "--pages")
+        shutil.copytree(home.root / "outputs" / "public", home.root / "published")
+        seen.secrets |= secrets(home)
+        between = inventory(home)
+        second = home.runbook("run", "--isolation", "spawn", "--step", "1x", "--format", "json")
+        yield Story(home, before, first, seen, between, second, inventory(home))
+    finally:
+        home.down()

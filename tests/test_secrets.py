@@ -375,3 +375,33 @@ def test_json_keeps_its_other_values() -> None:
     """Numbers, booleans and null pass; tuples become lists."""
     register("hunter2!")
     assert redact_json({"a": (1, None, True, "hunter2!")}) == {"a": [1, None, True, REDACTED]}
+
+
+def test_a_kubeconfig_is_redacted_with_all_it_logs_in_with(tmp_path: Path) -> None:
+    """Token, password and client key of every user, the key decoded too."""
+    key = "-----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIH1eBase64IshLineOfAKeyFile\n-----END EC PRIVATE KEY-----\n"
+    wrapped = base64.b64encode(key.encode()).decode()
+    users = [{"name": "a", "user": {"token": "tok-4711-a", "client-key-data": wrapped}}, {"name": "b", "user": None}]
+    users.append({"name": "c", "user": {"password": "hunter2!"}})
+    path = tmp_path / "kubeconfig"
+    path.write_text(json.dumps({"users": users}))
+    secrets.register_kubeconfig(path)
+    told = redact(f"tok-4711-a {wrapped} MHcCAQEEIH1eBase64IshLineOfAKeyFile hunter2!")
+    assert told == " ".join([REDACTED] * 4)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "users: 1", "users: [1]", "users: [{user: 3}]", "{", "\x00"])
+def test_what_is_no_kubeconfig_is_passed_over(tmp_path: Path, text: str) -> None:
+    """Whoever connects with it tells what is wrong; here nothing is known and nothing breaks."""
+    (tmp_path / "kubeconfig").write_text(text)
+    secrets.register_kubeconfig(tmp_path / "kubeconfig")
+    secrets.register_kubeconfig(tmp_path / "absent")
+    assert redact("users 1") == "users 1"
+
+
+def test_what_earlier_steps_kept_is_redacted(tmp_path: Path) -> None:
+    """The secrets in the project's own folder, while the names beside them stay readable."""
+    (tmp_path / "csi.json").write_text(json.dumps({"token_id": "csi@pve!csi", "token_secret": "5ecre7-value"}))
+    (tmp_path / "torn.json").write_text("{")
+    secrets.register_folder(tmp_path)
+    assert redact("csi@pve!csi=5ecre7-value").endswith(f"={REDACTED}")

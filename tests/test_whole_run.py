@@ -5,68 +5,18 @@ from __future__ import annotations
 import json
 import re
 import stat
-import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 import homes
+import pytest
+from homes import Story
 
-from runbook_lib.model import ChangeKind, Run, Status, to_dict
+from runbook_lib.model import ChangeKind, Status, to_dict
 from runbook_lib.results import read_run
 
 pytestmark = pytest.mark.xdist_group("whole")
-
-
-@dataclass(frozen=True)
-class Story:
-    """What was there before, what two runs did, what was there after each."""
-
-    home: homes.Home
-    before: set[str]
-    first: Any
-    between: set[str]
-    second: Any
-    after: set[str]
-
-    @property
-    def folder(self) -> Path:
-        """Of the first run."""
-        return self.home.folders()[0]
-
-    @property
-    def run(self) -> Run:
-        """The first run."""
-        return self.home.runs()[0]
-
-    @property
-    def again(self) -> Run:
-        """The second run: 11 to 13 once more, in spawned kernels."""
-        return self.home.runs()[1]
-
-    @property
-    def public(self) -> Path:
-        """The pages."""
-        return self.home.root / "outputs" / "public"
-
-
-@pytest.fixture(scope="session")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    """A whole run with pages, then the first phase again with the other isolation."""
-    home = homes.make(tmp_path_factory.mktemp("whole"))
-    home.up()
-    before = homes.inventory(home)
-    first = home.runbook("run", "--pages")
-    between = homes.inventory(home)
-    second = home.runbook("run", "--isolation", "spawn", "--step", "1x", "--format", "json")
-    yield Story(home, before, first, between, second, homes.inventory(home))
-    home.down()
 
 
 # --- results ---------------------------------------------------------------------------------------------
@@ -274,5 +224,5 @@ def test_events_are_lines_of_json_in_order(story: Story):
 def test_results_name_no_machine(story: Story):
     """The folder of this project is written nowhere into results and pages: they may be handed on."""
     home = str(story.home.root).encode()
-    told = [path for path in homes.files(story.home.root / "outputs") if home in path.read_bytes()]
+    told = [path for path in homes.files(story.folder, story.public) if home in path.read_bytes()]
     assert [path.name for path in told] == []

@@ -14,11 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import homes
+import pytest
 
 import runbook_lib
 from runbook_lib import runner
@@ -69,7 +66,7 @@ def test_there_are_the_notebooks_of_the_first_phase_and_step():
 def test_metadata_tells_the_runner_all_it_asks(name: str):
     """Title, task, step, needs, changes, timeout and critical are given, each of its type, and the number agrees."""
     meta = book(name)["metadata"]["runbook"]
-    assert set(meta) >= KEYS and set(meta) <= KEYS | {"always"}
+    assert set(meta) >= KEYS and set(meta) <= KEYS | {"always", "after"}
     assert meta["step"] == name[:2]
     assert isinstance(meta["needs"], list) and isinstance(meta["changes"], bool) and isinstance(meta["critical"], bool)
     assert 0 < meta["timeout"] <= 7200 and meta["title"]
