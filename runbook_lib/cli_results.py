@@ -225,13 +225,17 @@ def _site_row(name: str, parameters: Any) -> dict[str, Any]:
 
 @sites_app.command("check")
 def sites_check(site: SiteArgument = "lab") -> None:
-    """Judge a parameters file without touching the site. Exit 2 names file, key and what was expected.
+    """Judge a parameters file, its files and its secrets without touching the site.
+
+    Exit 2 names file, key and what was expected.
 
     Examples: `runbook sites check mysite`
     """
     from runbook_lib import parameters
 
     loaded = parameters.load_site(site, root=project_root(), start_lab=False)
+    if not loaded.emulated:  # the lab makes its own secrets when it starts
+        parameters.check_references(loaded)
     typer.echo(f"{loaded.name}: ok")
 
 
