@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..clock import Clock
+from .crowd import expanded
 from .permissions import Access
 from .worker import Tasks
 
@@ -23,13 +24,45 @@ if TYPE_CHECKING:
     from .qemu import GuestState
     from .storage import StorageState, VolumeState
 
-AREAS = ("access", "nodes", "network", "storage", "qemu", "pools", "tasks", "cluster", "ha")
+AREAS = ("access", "nodes", "network", "storage", "qemu", "pools", "tasks", "cluster", "ha", "sdn", "firewall")
 """Modules of this package that hold endpoints, in the order in which they load a scenario."""
 
 VERSIONS = {
     "8.4": {"version": "8.4.21", "release": "8.4", "repoid": "2606ac850d46da29"},
     "9.2": {"version": "9.2.11", "release": "9.2", "repoid": "14a22df35955d97d"},
 }
+
+
+class Volumes(dict[tuple[str, str], "VolumeState"]):
+    """Volumes by (node or "" when shared, volid); `on` finds those of one storage without looking at all others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._places: dict[tuple[str, str], dict[str, VolumeState]] = {}
+
+    def on(self, node: str, storage: str) -> list[VolumeState]:
+        """The volumes of the storage on the node, by name."""
+        place = self._places.get((node, storage), {})
+        return [place[volid] for volid in sorted(place)]
+
+    def used(self, node: str, storage: str) -> int:
+        """Bytes that the volumes of the storage take on the node."""
+        return sum(volume.used for volume in self._places.get((node, storage), {}).values())
+
+    def __setitem__(self, key: tuple[str, str], volume: VolumeState) -> None:
+        super().__setitem__(key, volume)
+        self._places.setdefault((key[0], key[1].partition(":")[0]), {})[key[1]] = volume
+
+    def __delitem__(self, key: tuple[str, str]) -> None:
+        super().__delitem__(key)
+        self._places[key[0], key[1].partition(":")[0]].pop(key[1], None)
+
+    def take(self, key: tuple[str, str]) -> VolumeState | None:
+        """The volume, which is gone now; None when there was none."""
+        found = self.get(key)
+        if found is not None:
+            del self[key]
+        return found
 
 
 class PveState:
@@ -50,7 +83,7 @@ class PveState:
         self.nodes: dict[str, NodeState] = {}
         self.guests: dict[int, GuestState] = {}
         self.storages: dict[str, StorageState] = {}
-        self.volumes: dict[tuple[str, str], VolumeState] = {}
+        self.volumes = Volumes()
         self.pools: dict[str, PoolState] = {}
         self.tasks = Tasks(self.clock)
         self.datacenter: dict[str, Any] = {}
@@ -77,6 +110,7 @@ class PveState:
             clock=clock,
         )
         state.spool = spool
+        section = expanded(section)
         for area in areas():
             load = getattr(area, "load", None)
             if load is not None:
