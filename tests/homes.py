@@ -154,6 +154,25 @@ def _on_kubernetes(kube: Any) -> set[str]:
     return found
 
 
+def explained(entry: str, installed: set[str]) -> bool:
+    """Whether one of the installed targets is this thing."""
+    kind, name = entry.split(" ", 1)
+    if kind == "acl":
+        path, _, who, _ = name.split()
+        target = f"/access/acl{'' if path == '/' else path}"
+        return any(each.split() == [target, each.split()[-1]] and each.split()[-1] in who for each in installed)
+    user, _, token = name.partition("!")
+    targets = {
+        "pool": f"/pools/{name}",
+        "role": f"/access/roles/{name.partition(':')[0]}",
+        "user": f"/access/users/{name}",
+        "token": f"/access/users/{user}/token/{token}",
+        "namespace": f"v1/Namespace/{name}",
+        "quota": f"v1/ResourceQuota/{name}",
+    }
+    return targets.get(kind) in installed
+
+
 # --- what lies on the disk -------------------------------------------------------------------------------
 
 

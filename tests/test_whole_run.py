@@ -94,28 +94,9 @@ def test_what_is_new_was_installed_and_nothing_borrowed_remains(story: Story):
     changes = [change for record in story.run.steps if record.result for change in record.result.changes]
     installed = {change.target for change in changes if change.kind is ChangeKind.INSTALL}
     assert {change.kind for change in changes} == {ChangeKind.INSTALL, ChangeKind.BORROW}
-    assert {entry for entry in new if not explained(entry, installed)} == set()
+    assert {entry for entry in new if not homes.explained(entry, installed)} == set()
     kinds = {entry.split()[0] for entry in new}
     assert kinds == {"pool", "role", "user", "token", "acl", "namespace", "quota"}
-
-
-def explained(entry: str, installed: set[str]) -> bool:
-    """Whether one of the installed targets is this thing."""
-    kind, name = entry.split(" ", 1)
-    if kind == "acl":
-        path, _, who, _ = name.split()
-        target = f"/access/acl{'' if path == '/' else path}"
-        return any(each.split() == [target, each.split()[-1]] and each.split()[-1] in who for each in installed)
-    user, _, token = name.partition("!")
-    targets = {
-        "pool": f"/pools/{name}",
-        "role": f"/access/roles/{name.partition(':')[0]}",
-        "user": f"/access/users/{name}",
-        "token": f"/access/users/{user}/token/{token}",
-        "namespace": f"v1/Namespace/{name}",
-        "quota": f"v1/ResourceQuota/{name}",
-    }
-    return targets.get(kind) in installed
 
 
 def test_the_second_time_nothing_is_changed(story: Story):
