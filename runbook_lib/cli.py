@@ -110,7 +110,7 @@ def _finish(run: Run, *, format: str, pages: bool) -> None:
 
 
 StepOption = Annotated[
-    list[str] | None, typer.Option("--step", "-s", help="Only this step (11) or phase (1x); repeat.")
+    list[str] | None, typer.Option("--step", "-s", help="Only these steps (11,12) or phases (1x); may be repeated.")
 ]
 ParallelOption = Annotated[int, typer.Option("--parallel", "-j", help="Steps at a time.")]
 IsolationOption = Annotated[str, typer.Option(help="fork (prepared kernels) or spawn (fresh ones).")]
@@ -135,9 +135,10 @@ def run(
 
     Exit code: 0 pass or warn, 1 a finding failed, 2 parameters, 3 could not tell, 4 waiting for approval, 5 locked.
 
-    Examples: `runbook run` · `runbook run mysite --step 11` · `runbook run --format junit > report.xml`
+    Examples: `runbook run` · `runbook run mysite --step 11,12` · `runbook run --format junit > report.xml`
     """
-    _run(site, step, parse_values(parameter or []), None, parallel, isolation, progress, format, pages)
+    steps = [part for entry in step or () for part in entry.split(",") if part]
+    _run(site, steps or None, parse_values(parameter or []), None, parallel, isolation, progress, format, pages)
 
 
 @app.command()

@@ -154,6 +154,7 @@ class StepRecord:
     finished: str | None = None
     seconds: float | None = None
     result: StepResult | None = None
+    run: str = ""  # the folder of the run it is from, where records of several runs stand together
 
 
 @dataclass(frozen=True)

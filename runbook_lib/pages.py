@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -65,9 +65,12 @@ class _Book:
     folder: Path
     root: Path  # of the project
 
-    @property
-    def last(self) -> Run:
-        return self.runs[0]
+    @cached_property
+    def state(self) -> Run:
+        """The newest run, with what older ones know of the steps it left out."""
+        state = results.state_of_site(self.runs)
+        assert state is not None  # a site without runs has no book
+        return state
 
 
 def build(root: Path, out: Path, *, locale: str = "en", sites: Iterable[str] | None = None) -> Path:
@@ -145,9 +148,9 @@ def _replace(made: Path, out: Path) -> None:
 
 
 def _site(book: _Book, sites: Sequence[str]) -> None:
-    run = book.last
+    run = book.state
     t = _translator(book.locale)
-    before = book.runs[1] if len(book.runs) > 1 else None
+    before = results.state_of_site(book.runs[1:])
     links = {record.step: f"steps/{_page(record)}" for record in run.steps}
     history = results.history(book.runs)
     readings = criteria.read(book.runs)
@@ -181,7 +184,7 @@ def _site(book: _Book, sites: Sequence[str]) -> None:
     _write(book, "steps.html", common, dag=dag)
     _write(book, "findings.html", common, findings=_by_gravity(run))
     _write(book, "changes.html", common)
-    rows = _benchmarks(book.runs)
+    rows = _benchmarks(book.runs, run)
     _write(book, "benchmarks.html", common, rows=rows)
     kept = {Path(older.path).name for older in book.runs[1:KEPT_RUNS]}
     _write(book, "history.html", common, history=history, kept=kept)
@@ -207,7 +210,7 @@ def _site(book: _Book, sites: Sequence[str]) -> None:
 
 
 def _steps(book: _Book, common: Mapping[str, Any]) -> None:
-    run = book.last
+    run = book.state
     names = {record.notebook: _page(record) for record in run.steps}
 
     def page_of(target: str) -> str:
@@ -234,7 +237,7 @@ def _steps(book: _Book, common: Mapping[str, Any]) -> None:
 def _notebook(book: _Book, record: StepRecord) -> tuple[Mapping[str, Any], str]:
     """The executed notebook and "ran"; its source and "source" where it did not run; nothing and "lost"."""
     name = Path(record.notebook).name
-    executed = book.root / "outputs" / book.last.path / name
+    executed = book.root / "outputs" / Path(book.state.path).parent / record.run / name
     state = "ran" if executed.is_file() else "source"
     path = executed if executed.is_file() else book.root / "notebooks" / name
     try:
@@ -280,8 +283,8 @@ def _by_gravity(run: Run) -> list[tuple[StepRecord, Finding]]:
     return sorted(rows, key=lambda row: (ORDER.index(row[1].status), row[0].step, row[1].check, row[1].subject))
 
 
-def _benchmarks(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row per measurement of the newest run, with its histogram and its median over the runs."""
+def _benchmarks(runs: Sequence[Run], state: Run) -> list[dict[str, Any]]:
+    """One row per measurement of the site's state, with its histogram and its median over the runs."""
     medians: dict[tuple[str, str, str], list[float | None]] = {}
     for run in reversed(runs):
         for record, measured in _measurements(run):
@@ -296,7 +299,7 @@ def _benchmarks(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 medians[(record.step, measured.name, measured.subject)], label=f"{measured.name}: p50"
             ),
         }
-        for record, measured in _measurements(runs[0])
+        for record, measured in _measurements(state)
     ]
 
 

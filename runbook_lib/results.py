@@ -159,6 +159,33 @@ def runs(site: str, root: Path) -> list[Run]:
     return sorted(found, key=lambda run: run.id, reverse=True)
 
 
+def run_status(records: Iterable[StepRecord]) -> Status:
+    """The worst of the steps; a run with a step that never ran is `not run`, unless it is worse."""
+    statuses = [record.status for record in records]
+    result = worst(statuses, empty=Status.NOT_RUN)
+    if Status.NOT_RUN in statuses and result in {Status.PASS, Status.SKIP, Status.WARN}:
+        return Status.NOT_RUN
+    return result
+
+
+def state_of_site(found: Sequence[Run]) -> Run | None:
+    """The newest run with, for every step it left out, the record of the newest run that had it; None of no runs.
+
+    A run of one step says nothing about the others: what was known of them stays known. A step that the newest run
+    had and skipped is shown as skipped. `StepRecord.run` tells where each record is from.
+    """
+    ordered = sorted(found, key=lambda run: run.id, reverse=True)
+    if not ordered:
+        return None
+    records: dict[str, StepRecord] = {}
+    for run in ordered:
+        folder = Path(run.path).name or run.id
+        for record in run.steps:
+            records.setdefault(record.step, replace(record, run=folder))
+    steps = tuple(records[step] for step in sorted(records))
+    return replace(ordered[0], steps=steps, status=run_status(steps))
+
+
 def last_finished(found: Iterable[Run]) -> Run | None:
     """The newest run that has come to its end; None where none has."""
     return next((run for run in sorted(found, key=lambda run: run.id, reverse=True) if run.finished), None)

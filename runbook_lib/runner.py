@@ -26,8 +26,15 @@ from typing import Any
 
 from runbook_lib.errors import UsageError
 from runbook_lib.events import EventLog, OnEvent, make_private, site_lock
-from runbook_lib.model import Run, Status, StepRecord, now, to_dict, worst
-from runbook_lib.results import NO_RESULT, WAITS_FOR_APPROVAL, read_notebook_result, read_run, write_atomically
+from runbook_lib.model import Run, Status, StepRecord, now, to_dict
+from runbook_lib.results import (
+    NO_RESULT,
+    WAITS_FOR_APPROVAL,
+    read_notebook_result,
+    read_run,
+    run_status,
+    write_atomically,
+)
 
 log = logging.getLogger(__name__)
 
@@ -473,15 +480,6 @@ class _Keeper:
             "run-finished", run=self.state.id, site=self.state.site, status=self.state.status, interrupted=not complete
         )
         return self.state
-
-
-def run_status(records: Iterable[StepRecord]) -> Status:
-    """The worst of the steps; a run with a step that never ran is `not run`, unless it is worse."""
-    statuses = [record.status for record in records]
-    result = worst(statuses, empty=Status.NOT_RUN)
-    if Status.NOT_RUN in statuses and result in {Status.PASS, Status.SKIP, Status.WARN}:
-        return Status.NOT_RUN
-    return result
 
 
 def _blank(spec: StepSpec, status: Status = Status.NOT_RUN, reason: str = "") -> StepRecord:

@@ -242,3 +242,37 @@ def test_progress_counts_only_what_passed() -> None:
         ("2", 0, 2, Status.NOT_RUN),
     ]
     assert results.history([]).phases == ()
+
+
+# ---------------------------------------------------------------- the site's state
+
+
+def _of(number: int, **statuses: str) -> Run:
+    steps = tuple(
+        StepRecord(step[1:], step, f"{step[1:]}_x.ipynb", Status(status)) for step, status in statuses.items()
+    )
+    name = f"2026112{number}T100000Z-0000"
+    return Run(name, "lab", f"2026-11-2{number}T10:00:00Z", steps, path=f"lab/{name}")
+
+
+def test_a_run_of_one_step_leaves_what_is_known_of_the_others() -> None:
+    """Each record says which run it is from."""
+    state = results.state_of_site([_of(1, s11="pass", s12="fail"), _of(2, s12="pass")])
+    assert state is not None
+    assert [(record.step, record.status, record.run[:8]) for record in state.steps] == [
+        ("11", Status.PASS, "20261121"),
+        ("12", Status.PASS, "20261122"),
+    ]
+    assert (state.id[:8], state.status) == ("20261122", Status.PASS)
+
+
+def test_a_step_that_was_skipped_now_is_not_shown_as_it_was_before() -> None:
+    """The newest word on a step counts, also when it is a skip."""
+    state = results.state_of_site([_of(1, s13="pass"), _of(2, s12="fail", s13="skip")])
+    assert state is not None
+    assert [record.status for record in state.steps] == [Status.FAIL, Status.SKIP]
+
+
+def test_no_runs_are_no_state() -> None:
+    """There is nothing to say about a site that never ran."""
+    assert results.state_of_site([]) is None
