@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import lxc as lxc  # registers the containers' endpoints, which no area loads by name
-from .drift import BROADCAST_SECONDS, FORGOTTEN_SECONDS
 from .nodes import REPLICATION_ID, figures, level
 from .qemu.guest import GuestState
 from .qemu.options import KEYBOARDS
@@ -16,10 +15,13 @@ from .routing import (
     Boolean,
     Call,
     Either,
+    Encoded,
     Integer,
     Number,
     PveError,
     String,
+    audited,
+    encode,
     only_9,
     param_error,
     perm,
@@ -27,6 +29,7 @@ from .routing import (
     split_list,
 )
 from .storage import BANDWIDTH, StorageState, usage
+from .told import Ages, guest_row, guest_text
 
 if TYPE_CHECKING:
     from .state import PveState
@@ -55,59 +58,42 @@ def names(*words: str, key: str = "name") -> list[dict[str, str]]:
 # --- resources ------------------------------------------------------------------------------------
 
 
-def broadcast_at(state: PveState) -> float:
-    """When nodes told the cluster their figures last; between two broadcasts everyone sees the old ones."""
-    now, scale = state.clock.now(), state.clock.scale
-    interval = BROADCAST_SECONDS / scale if 0 < scale < float("inf") else BROADCAST_SECONDS
-    return now - (now % interval) if scale != float("inf") else now
+def known_at_once(state: PveState, guest: GuestState, pool: str | None) -> dict[str, Any]:
+    """What of a guest's row does not wait for a broadcast: tags and locks are the shared configuration's."""
+    extra: dict[str, Any] = {}
+    if tags := guest.config.get("tags"):
+        extra["tags"] = tags
+    if lock := guest.config.get("lock"):
+        extra["lock"] = lock
+    if pool:
+        extra["pool"] = pool
+    if (
+        ha := state.areas.get("ha", {})
+        .get("resources", {})
+        .get(f"{'vm' if guest.kind == 'qemu' else 'ct'}:{guest.vmid}")
+    ):
+        extra["hastate"] = ha.get("state", "started")
+    return extra
 
 
-def guest_resource(state: PveState, guest: GuestState, *, pools: Collection[str] = ()) -> dict[str, Any]:
-    """A guest's row: what the last broadcast said, which for a guest just made is nothing.
+def guest_resource(state: PveState, guest: GuestState, *, pool: str | None = None) -> dict[str, Any]:
+    """A guest's row: what the last broadcast said, which for a guest just made is nothing."""
+    return guest_row(state, guest, Ages(state).of(guest), known_at_once(state, guest, pool))
 
-    `pools` are those the caller may audit: of others the row does not speak.
-    """
-    moment = broadcast_at(state)
-    row: dict[str, Any] = {
-        "id": f"{guest.kind}/{guest.vmid}",
-        "type": guest.kind,
-        "vmid": guest.vmid,
-        "node": guest.node,
+
+def guest_resources(call: Call) -> list[str]:
+    """The rows of all guests the caller may audit, as JSON; of pools they may not audit the rows do not speak."""
+    state, ages = call.state, Ages(call.state)
+    pools = {
+        vmid: pool.poolid
+        for pool in state.pools.values()
+        if call.allowed(f"/pool/{pool.poolid}", "Pool.Audit")
+        for vmid in pool.vms
     }
-    node = state.nodes[guest.node]
-    forgotten = not node.online and state.clock.now() - node.lost_at > FORGOTTEN_SECONDS
-    if guest.created > moment or forgotten:
-        row["status"] = "unknown"
-    else:
-        running = guest.running if guest.changed <= moment else guest.was_running
-        counters = guest.counters(moment)
-        row |= {
-            "name": guest.name,
-            "status": "running" if running else "stopped",
-            "template": int(guest.template),
-            "cpu": guest.cpu_fraction(moment),
-            "maxcpu": guest.cpus,
-            "mem": guest.memory_used(moment),
-            "maxmem": guest.maxmem,
-            "disk": int(guest.maxdisk * 0.2) if guest.kind == "lxc" and running else 0,
-            "maxdisk": guest.maxdisk,
-            "uptime": guest.uptime(moment) if running else 0,
-            **counters,
-        }
-        if state.flavour != "8.4":
-            row["memhost"] = int(row["mem"] * 1.08)
-    # tags and locks come from the shared configuration, not from the broadcast
-    if guest.tags:
-        row["tags"] = guest.tags
-    if guest.lock:
-        row["lock"] = guest.lock
-    for pool in state.pools.values():
-        if guest.vmid in pool.vms and pool.poolid in pools:
-            row["pool"] = pool.poolid
-    ha = state.areas.get("ha", {}).get("resources", {}).get(f"{'vm' if guest.kind == 'qemu' else 'ct'}:{guest.vmid}")
-    if ha:
-        row["hastate"] = ha.get("state", "started")
-    return row
+    return [
+        guest_text(state, guest, ages.of(guest), known_at_once(state, guest, pools.get(guest.vmid)))
+        for guest in audited(call, state.guests.values(), "VM.Audit")
+    ]
 
 
 def storage_resource(state: PveState, storage: StorageState, node: str) -> dict[str, Any]:
@@ -151,7 +137,7 @@ def node_resource(call: Call, name: str) -> dict[str, Any]:
     params={"type": String(optional=True, enum=("vm", "storage", "node", "sdn"))},
     permission="any",
 )
-def resources(call: Call) -> list[dict[str, Any]]:
+def resources(call: Call) -> Encoded:
     """Everything the caller may see, as of the last broadcast."""
     state, kind = call.state, call.params.get("type")
     rows: list[dict[str, Any]] = []
@@ -161,13 +147,7 @@ def resources(call: Call) -> list[dict[str, Any]]:
             for pool in state.pools.values()
             if call.allowed(f"/pool/{pool.poolid}", "Pool.Audit")
         ]
-    if kind in (None, "vm"):
-        pools = {name for name in state.pools if call.allowed(f"/pool/{name}", "Pool.Audit")}
-        rows += [
-            guest_resource(state, guest, pools=pools)
-            for guest in state.guests.values()
-            if call.allowed(f"/vms/{guest.vmid}", "VM.Audit")
-        ]
+    guests = guest_resources(call) if kind in (None, "vm") else []
     if kind in (None, "node"):
         rows += [node_resource(call, name) for name in state.nodes]
     if kind in (None, "storage"):
@@ -179,7 +159,7 @@ def resources(call: Call) -> list[dict[str, Any]]:
             rows += [storage_resource(state, storage, node) for node in state.nodes if storage.on(node)]
     if kind in (None, "sdn") and call.allowed("/sdn/zones/localnetwork", "SDN.Audit", "SDN.Use", any_of=True):
         rows += [zone_resource(call, name) for name in state.nodes]
-    return rows
+    return Encoded.rows([*guests, *(encode(row) for row in rows)])
 
 
 def zone_resource(call: Call, node: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import storage as storages
 from .drift import drift, phase
 from .routing import Boolean, Call, Either, Integer, Param, PveError, String, one_of, only_9, param_error, perm, route
+from .told import broadcast_at
 from .worker import TaskContext
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class NodeState:
     disks: list[dict[str, Any]] = field(default_factory=list)
     stopped_services: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
+    told: tuple[float, dict[str, Any]] | None = field(default=None, compare=False, repr=False)
 
 
 def load(state: PveState, section: Mapping[str, Any]) -> None:
@@ -165,7 +167,14 @@ def fingerprint(state: PveState, node: NodeState) -> str:
 
 
 def figures(state: PveState, node: NodeState) -> dict[str, Any]:
-    """What a node tells the cluster about itself."""
+    """What a node told the cluster about itself last."""
+    moment = broadcast_at(state, node)
+    if node.told is None or node.told[0] != moment:
+        node.told = (moment, _figures(state, node))
+    return dict(node.told[1])
+
+
+def _figures(state: PveState, node: NodeState) -> dict[str, Any]:
     total, used, _ = root_usage(state, node)
     return {
         "cpu": cpu_fraction(state, node),

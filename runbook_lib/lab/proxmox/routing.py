@@ -12,11 +12,12 @@ as on a real server, so they read `call.raw`; handlers read the typed `call.para
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .schema import Array, Boolean, Either, Integer, Number, Param, String, only_8, only_9, split_list, verify
 
@@ -32,6 +33,7 @@ __all__ = [
     "Boolean",
     "Call",
     "Either",
+    "Encoded",
     "Integer",
     "Number",
     "Param",
@@ -41,6 +43,8 @@ __all__ = [
     "String",
     "Upload",
     "all_of",
+    "audited",
+    "encode",
     "one_of",
     "only_8",
     "only_9",
@@ -180,6 +184,61 @@ class Call:
     def task(self, kind: str, id: str | int, work: Work, node: str | None = None) -> str:
         """The UPID of a new task that does `work(TaskContext)`; an error raised in it is its exit status."""
         return self.state.tasks.start(kind, str(id), work, node=node or self.node, user=self.authid)
+
+
+def encode(value: Any) -> str:
+    """The value as compact JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An answer that is JSON already, for lists too long to be made anew for every call."""
+
+    text: str
+
+    @classmethod
+    def rows(cls, rows: Iterable[str]) -> Encoded:
+        """The list of rows that are JSON each."""
+        return cls(f"[{','.join(rows)}]")
+
+    @property
+    def data(self) -> Any:
+        """The value."""
+        return json.loads(self.text)
+
+
+class _Guest(Protocol):
+    @property
+    def vmid(self) -> int: ...
+
+
+G = TypeVar("G", bound=_Guest)
+
+
+def audited(call: Call, guests: Iterable[G], *privs: str) -> Iterator[G]:
+    """Those of the guests on which the caller has the privileges.
+
+    Guests that no ACL entry names and no pool holds all have what /vms gives, which is looked up once.
+    """
+    special = {path for path in call.state.access.acl if path.startswith("/vms/")}
+    special |= {f"/vms/{vmid}" for pool in call.state.pools.values() for vmid in pool.vms}
+    if (
+        call.auth is not None
+        and call.auth.user == "root@pam"
+        and call.allowed("/vms/0", *privs)
+        and not call.auth.token
+    ):
+        yield from guests
+        return
+    ordinary = call.allowed("/vms/0", *privs)
+    if ordinary and not special:
+        yield from guests
+        return
+    for guest in guests:
+        path = f"/vms/{guest.vmid}"
+        if call.allowed(path, *privs) if path in special else ordinary:
+            yield guest
 
 
 # ---------------------------------------------------------------------------------------------- permissions

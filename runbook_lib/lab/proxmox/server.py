@@ -23,11 +23,12 @@ from urllib.parse import unquote
 from aiohttp import BodyPartReader, web
 
 from . import tickets
-from .routing import REASONS, ROUTER, AuthId, Call, PveError, Route, Upload, param_error
+from .routing import REASONS, ROUTER, AuthId, Call, Encoded, PveError, Route, Upload, encode, param_error
 from .state import PveState, areas
 
 log = logging.getLogger(__name__)
 
+JSON = "application/json;charset=UTF-8"
 MAX_BODY = 512 * 1024
 FORMATTERS = ("json", "extjs", "html", "text")
 METHODS = ("GET", "POST", "PUT", "DELETE")
@@ -293,6 +294,10 @@ def _reach(state: PveState, call: Call) -> None:
 
 def _success(data: Any, extra: Mapping[str, Any], formatter: str) -> web.Response:
     beside = {name: value for name, value in extra.items() if value}
+    if isinstance(data, Encoded):
+        if formatter == "json" and not beside:
+            return _response(200, "OK", f'{{"data":{data.text}}}'.encode(errors="replace"), JSON)
+        data = data.data
     if formatter == "extjs":
         return _json({"data": data, "success": 1} | beside)
     if formatter == "json":
@@ -327,8 +332,7 @@ def _page(data: Any, formatter: str) -> web.Response:
 
 
 def _json(body: Mapping[str, Any], status: int = 200, reason: str = "OK") -> web.Response:
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    return _response(status, reason, text.encode(errors="replace"), "application/json;charset=UTF-8")
+    return _response(status, reason, encode(body).encode(errors="replace"), JSON)
 
 
 def _response(status: int, reason: str, body: bytes, content_type: str | None) -> web.Response:

@@ -272,16 +272,12 @@ def find_volume(state: PveState, node: str, volid: str) -> VolumeState | None:
 def remove_volume(state: PveState, node: str, volid: str) -> bool:
     """Whether there was such a volume; now it is gone."""
     storage = state.storages.get(volid.partition(":")[0])
-    return storage is not None and state.volumes.pop((storage.at(node), volid), None) is not None
+    return storage is not None and state.volumes.take((storage.at(node), volid)) is not None
 
 
 def volumes_on(state: PveState, storage: StorageState, node: str) -> list[VolumeState]:
     """The storage's volumes as `node` sees them, by name."""
-    where = storage.at(node)
-    return sorted(
-        (v for (at, _), v in state.volumes.items() if at == where and v.storage == storage.storage),
-        key=lambda v: v.volid,
-    )
+    return state.volumes.on(storage.at(node), storage.storage)
 
 
 def usage(state: PveState, storage: StorageState, node: str) -> tuple[int, int, int]:
@@ -290,7 +286,7 @@ def usage(state: PveState, storage: StorageState, node: str) -> tuple[int, int, 
         return 0, 0, 0
     where = storage.at(node)
     total = storage.total.get(where, 0)
-    used = storage.occupied.get(where, 0) + sum(v.used for v in volumes_on(state, storage, node))
+    used = storage.occupied.get(where, 0) + state.volumes.used(where, storage.storage)
     return total, min(used, total), max(total - used, 0)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..storage import DEFAULT_CONTENT, GIB, VolumeState, add_volume, format_size, parse_size
 from . import agent, clone, config, disks, power, snapshots
 from .drives import CLOUD_INIT_SIZE, drives, is_cdrom, is_cloud_init
-from .guest import QEMU, GuestState, Snapshot, parse_net, parse_options, print_net, print_options
+from .guest import QEMU, GuestState, Snapshot, new_mac, parse_net, parse_options, print_net, print_options
 
 if TYPE_CHECKING:
     from ..state import PveState
@@ -18,7 +18,7 @@ __all__ = ["GuestState", "Snapshot", "agent", "clone", "config", "disks", "load"
 
 def load(state: PveState, section: Mapping[str, Any]) -> None:
     """Fill the guests from a scenario's `guests:`, vmid → {node, config, running …}; their disks are made to fit."""
-    now = state.clock.now()
+    now, macs = state.clock.now(), _given_macs(section)
     for vmid, entry in (section.get("guests") or {}).items():
         given = dict(entry)
         kind = given.pop("kind", "qemu")
@@ -42,7 +42,7 @@ def load(state: PveState, section: Mapping[str, Any]) -> None:
                 raise ValueError(f"scenario: guest {vmid}: no such key: {key}")
             setattr(guest, key, value)
         if kind == "qemu":
-            complete(state, guest, now - uptime)
+            complete(state, guest, now - uptime, macs)
         else:
             complete_container(guest)
         make_disks(state, guest, used, int(now - uptime))
@@ -53,10 +53,14 @@ def load(state: PveState, section: Mapping[str, Any]) -> None:
         state.guests[guest.vmid] = guest
 
 
-def complete(state: PveState, guest: GuestState, born: float) -> None:
-    """Give the config what every real one has: identities and MAC addresses, the same at every start."""
-    from .guest import new_mac
+def _given_macs(section: Mapping[str, Any]) -> set[str]:
+    configs = (entry.get("config") or {} for entry in (section.get("guests") or {}).values())
+    nets = (str(value) for config in configs for key, value in config.items() if key[:3] == "net")
+    return {mac.upper() for net in nets if (mac := parse_net(net).get("macaddr"))}
 
+
+def complete(state: PveState, guest: GuestState, born: float, macs: set[str]) -> None:
+    """Give the config what every real one has: identities and MAC addresses, the same at every start."""
     if guest.lock == "clone":
         return
     seed = f"{guest.vmid:012x}"
@@ -66,7 +70,9 @@ def complete(state: PveState, guest: GuestState, born: float) -> None:
     for key in list(guest.config):
         if key.startswith("net") and key[3:].isdigit():
             net = parse_net(str(guest.config[key]))
-            net.setdefault("macaddr", new_mac(state, f"{guest.vmid}/{key}"))
+            if "macaddr" not in net:
+                net["macaddr"] = new_mac(state, f"{guest.vmid}/{key}", macs)
+                macs.add(net["macaddr"])
             guest.config[key] = print_net(net)
 
 

@@ -39,9 +39,9 @@ COPY_RATE = 400 * MIB
 
 def drives(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
     """The drives of a config with their options, by name."""
-    for key in sorted(config, key=lambda k: (re.sub(r"\d", "", k), int(re.sub(r"\D", "", k) or 0))):
-        if DRIVE.match(key):
-            yield key, parse_options(str(config[key]))
+    found = [key for key in config if DRIVE.match(key)]
+    for key in sorted(found, key=lambda k: (re.sub(r"\d", "", k), int(re.sub(r"\D", "", k)))):
+        yield key, parse_options(str(config[key]))
 
 
 def is_cdrom(options: Mapping[str, str]) -> bool:

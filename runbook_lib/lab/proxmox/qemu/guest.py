@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,7 @@ class GuestState:
     files: dict[str, str] = field(default_factory=dict)
     processes: dict[int, dict[str, Any]] = field(default_factory=dict)
     next_process: int = 700
+    told: tuple[Any, str] | None = field(default=None, compare=False, repr=False)  # see told.guest_text
 
     @property
     def name(self) -> str:
@@ -240,10 +241,10 @@ def print_net(options: Mapping[str, str]) -> str:
     return ",".join([head, *(f"{key}={value}" for key, value in sorted(rest.items()))])
 
 
-def new_mac(state: PveState, seed: str) -> str:
-    """A MAC address with the datacenter's prefix that no guest has."""
+def new_mac(state: PveState, seed: str, taken: Container[str] | None = None) -> str:
+    """A MAC address with the datacenter's prefix that no guest has, or that is not `taken`."""
     prefix = str(state.datacenter.get("mac_prefix", "BC:24:11"))
-    taken = {net.get("macaddr", "").upper() for guest in state.guests.values() for net in guest.nets().values()}
+    taken = known_macs(state) if taken is None else taken
     for attempt in range(10_000):
         raw = hashlib.sha256(f"{seed}/{attempt}".encode()).hexdigest().upper()
         missing = 6 - len(prefix.split(":"))
@@ -251,6 +252,13 @@ def new_mac(state: PveState, seed: str) -> str:
         if mac not in taken:
             return mac
     raise PveError(500, "unable to generate a MAC address")
+
+
+def known_macs(state: PveState) -> str:
+    """A text in which every MAC address of a guest stands."""
+    return "\n".join(
+        str(value).upper() for guest in state.guests.values() for key, value in guest.config.items() if key[:3] == "net"
+    )
 
 
 def identity(seed: str) -> dict[str, str]:
