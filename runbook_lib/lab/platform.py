@@ -6,13 +6,14 @@ import base64
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import yaml
 from aiohttp import web
 
 from .clock import Clock
-from .kubernetes import seeds
+from .kubernetes import crd, seeds
 from .kubernetes.cluster import Cluster, User
 from .kubernetes.controllers import Handles, start_all
 from .kubernetes.server import create_app
@@ -62,6 +63,8 @@ def build(section: Mapping[str, Any], *, clock: Clock, admin_token: str, ca_pem:
     cluster.ca_pem = ca_pem
     if section.get("nodes"):
         cluster.load(seeds.cozystack(section, now=clock.now()))
+    if section.get("crds"):
+        cluster.load(crd.read_folder(Path(str(section["crds"]))))
     inner = secrets.token_urlsafe(24)
     cluster.tokens[admin_token] = User("lab-admin", MASTERS)
     cluster.tokens[inner] = User("system:kube-controller-manager", MASTERS)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from . import admission, aggregated, apply, crd, defaults, gc, patch, rbac, validation
+from . import admission, aggregated, apply, crd, defaults, gc, patch, rbac, strict, validation
 from .schema import Decoder, Kind, Registry
 from .selectors import FieldRequirement, Requirement
 from .status import (
@@ -186,7 +186,7 @@ class Cluster:
         else:
             obj = crd.default(kind, obj)
         if kind.kind == "CustomResourceDefinition":
-            obj = crd.establish(self, obj)
+            obj = crd.establish(self, strict.tighten(obj))
         key = (meta.get("namespace", ""), meta["name"])
         return self.store.put(kind.bucket, key, self._kept(kind, obj)).obj
 

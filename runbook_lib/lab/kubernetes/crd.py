@@ -6,6 +6,7 @@ import ipaddress
 import json
 import re
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import apply, cel
@@ -634,6 +635,27 @@ def _rule_errors(rule: Json, path: str) -> list[FieldError]:
         }  # fmt: skip
         return [invalid_value(path, shown, cel.complaint(text, error))]
     return []
+
+
+def read_folder(folder: Path) -> list[Json]:
+    """The CustomResourceDefinitions in the YAML and JSON files of a folder and those below it."""
+    import yaml
+
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    found: dict[str, Json] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix not in (".yaml", ".yml", ".json") or not path.is_file():
+            continue
+        try:
+            documents = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=loader))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            continue  # a template of a chart, not YAML
+        for document in documents:
+            rows = document.get("items") or [document] if isinstance(document, dict) else []
+            for row in rows:
+                if isinstance(row, dict) and row.get("kind") == "CustomResourceDefinition":
+                    found[row["metadata"]["name"]] = row
+    return list(found.values())
 
 
 def canonical(value: Any) -> str:
