@@ -292,7 +292,16 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether the process has ended and only waits to be collected, which PID 1 of a container may do late or never."""
+    try:
+        told = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False  # no such folder on this system: what kill said stands
+    return told.rpartition(")")[2].split()[:1] == ["Z"]
 
 
 def reset(folder: str | Path | None = None) -> dict[str, Any]:
