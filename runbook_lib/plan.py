@@ -87,6 +87,21 @@ class Plan:
         """One row a field that changes, in the order in which the changes would be sent."""
         return [row for change in self.changes for row in _differences(change)]
 
+    def table(self) -> list[dict[str, str]]:
+        """One row a change for a reader: what, where, why, and each field with `+`, `-` or `~` before it."""
+        return [
+            {
+                "change": change.id,
+                "action": f"{change.action}, {change.kind}",
+                "target": change.target,
+                "why": change.summary,
+                "difference": "\n".join(
+                    f"{_sign(row)} {row.field}: {_arrow(row)}" for row in _differences(change) if row.field
+                ),
+            }
+            for change in self.changes
+        ]
+
     def text(self) -> str:
         """The plan as a person reads it in a terminal: one paragraph a change, `+` added, `-` removed, `~` changed."""
         lines = [f"{len(self.changes)} change(s) on {self.site}, digest {self.digest[:12]}"]
@@ -289,7 +304,7 @@ def may_have_happened(error: RunbookError) -> bool:
 
 
 def _differences(change: Change) -> list[DiffRow]:
-    before, after = flat(change.before or {}), flat(change.after or {})
+    before, after = (flat(side) if side else {} for side in (change.before, change.after))
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     if change.after is None and change.before is not None:
         names = list(before)

@@ -254,8 +254,7 @@ class Step:
         finally:
             self._changes += done
             self._result = None
-        rows = [{"change": c.id, "action": c.action, "target": c.target, "kind": c.kind, "outcome": "ok"} for c in done]
-        self._display(shown.table(rows, title="Changes made"))
+        self._display(shown.sentence(f"{len(done)} of {len(planned.changes)} changes made and journalled."))
         return applied
 
     borrow = apply
@@ -368,7 +367,7 @@ def _plan_bundle(planned: Plan) -> shown.Bundle:
     title = f"{len(planned.changes)} change(s) planned on {planned.site}, digest {planned.digest[:12]}"
     if not planned.changes:
         return shown.sentence(f"Nothing to change on {planned.site}: {len(planned.unchanged)} thing(s) are as wanted.")
-    rows = shown.table(planned.diff(), title=title)
+    rows = shown.table(planned.table(), title=title)
     return {**rows, "text/plain": shown.plain(planned.text())}
 
 
