@@ -29,7 +29,7 @@ from .routing import (
     split_list,
 )
 from .storage import BANDWIDTH, StorageState, usage
-from .told import Ages, guest_row, guest_text
+from .told import Ages, guest_row, guest_texts, known_at_once
 
 if TYPE_CHECKING:
     from .state import PveState
@@ -58,24 +58,6 @@ def names(*words: str, key: str = "name") -> list[dict[str, str]]:
 # --- resources ------------------------------------------------------------------------------------
 
 
-def known_at_once(state: PveState, guest: GuestState, pool: str | None) -> dict[str, Any]:
-    """What of a guest's row does not wait for a broadcast: tags and locks are the shared configuration's."""
-    extra: dict[str, Any] = {}
-    if tags := guest.config.get("tags"):
-        extra["tags"] = tags
-    if lock := guest.config.get("lock"):
-        extra["lock"] = lock
-    if pool:
-        extra["pool"] = pool
-    if (
-        ha := state.areas.get("ha", {})
-        .get("resources", {})
-        .get(f"{'vm' if guest.kind == 'qemu' else 'ct'}:{guest.vmid}")
-    ):
-        extra["hastate"] = ha.get("state", "started")
-    return extra
-
-
 def guest_resource(state: PveState, guest: GuestState, *, pool: str | None = None) -> dict[str, Any]:
     """A guest's row: what the last broadcast said, which for a guest just made is nothing."""
     return guest_row(state, guest, Ages(state).of(guest), known_at_once(state, guest, pool))
@@ -83,17 +65,13 @@ def guest_resource(state: PveState, guest: GuestState, *, pool: str | None = Non
 
 def guest_resources(call: Call) -> list[str]:
     """The rows of all guests the caller may audit, as JSON; of pools they may not audit the rows do not speak."""
-    state, ages = call.state, Ages(call.state)
     pools = {
         vmid: pool.poolid
-        for pool in state.pools.values()
+        for pool in call.state.pools.values()
         if call.allowed(f"/pool/{pool.poolid}", "Pool.Audit")
         for vmid in pool.vms
     }
-    return [
-        guest_text(state, guest, ages.of(guest), known_at_once(state, guest, pools.get(guest.vmid)))
-        for guest in audited(call, state.guests.values(), "VM.Audit")
-    ]
+    return guest_texts(call.state, audited(call, call.state.guests.values(), "VM.Audit"), pools)
 
 
 def storage_resource(state: PveState, storage: StorageState, node: str) -> dict[str, Any]:

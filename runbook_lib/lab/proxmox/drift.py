@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 
@@ -12,6 +13,7 @@ FORGOTTEN_SECONDS = 300.0
 """How long the cluster shows what a lost node told last."""
 
 
+@functools.lru_cache(maxsize=1 << 17)
 def phase(seed: str) -> float:
     """A fraction in [0, 1) that belongs to one seed."""
     return (zlib.crc32(seed.encode()) & 0xFFFFFFFF) / 2**32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 import re
@@ -166,6 +167,7 @@ class VolumeState:
         return self.volid.partition(":")[2]
 
 
+@functools.lru_cache(maxsize=4096)
 def parse_size(text: str | int, *, unit: str = "") -> int:
     """Bytes of "4G", "512M", "376832" (in `unit` when it names none)."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])?i?B?\s*", str(text))

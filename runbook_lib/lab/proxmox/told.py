@@ -6,10 +6,11 @@ sees the old ones. That is also what makes a list of ten thousand guests quick: 
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .drift import BROADCAST_SECONDS, FORGOTTEN_SECONDS, phase
+from .routing import encode
 
 if TYPE_CHECKING:
     from .nodes import NodeState
@@ -79,12 +80,42 @@ def guest_row(state: PveState, guest: GuestState, moment: float | None, extra: d
     return head(guest) | figures | extra
 
 
-def guest_text(state: PveState, guest: GuestState, moment: float | None, extra: dict[str, Any]) -> str:
-    """The same row as JSON, made once a broadcast."""
-    key = (moment, guest.node, *extra.values())
-    if guest.told is not None and guest.told[0] == key:
-        return guest.told[1]
-    row = guest_row(state, guest, moment, extra)
-    text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
-    guest.told = (key, text)
-    return text
+def guest_texts(state: PveState, guests: Iterable[GuestState], pools: Mapping[int, str]) -> list[str]:
+    """The rows of many guests as JSON; each was made once a broadcast, or when something known at once has changed."""
+    moments, ha = Ages(state).moments, _ha(state)
+    rows: list[str] = []
+    for guest in guests:
+        config, moment = guest.config, moments.get(guest.node)
+        if moment is not None and guest.created > moment:
+            moment = None
+        key = (
+            moment,
+            guest.node,
+            config.get("tags"),
+            config.get("lock"),
+            pools.get(guest.vmid),
+            ha and ha_state(ha, guest),
+        )
+        if guest.told is None or guest.told[0] != key:
+            extra = known_at_once(state, guest, pools.get(guest.vmid))
+            guest.told = (key, encode(guest_row(state, guest, moment, extra)))
+        rows.append(guest.told[1])
+    return rows
+
+
+def _ha(state: PveState) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = state.areas.get("ha", {}).get("resources", {})
+    return found
+
+
+def ha_state(resources: Mapping[str, Any], guest: GuestState) -> str | None:
+    """What the HA manager wants of the guest; None when it does not manage it."""
+    entry = resources.get(f"{'vm' if guest.kind == 'qemu' else 'ct'}:{guest.vmid}")
+    return str(entry.get("state", "started")) if entry else None
+
+
+def known_at_once(state: PveState, guest: GuestState, pool: str | None) -> dict[str, Any]:
+    """What of a guest's row does not wait for a broadcast: tags and locks are the shared configuration's."""
+    extra = {"tags": guest.config.get("tags"), "lock": guest.config.get("lock"), "pool": pool}
+    extra["hastate"] = ha_state(_ha(state), guest)
+    return {key: value for key, value in extra.items() if value}
