@@ -86,7 +86,33 @@ def _object(note: Mapping[str, Any]) -> Json:
     row: Json = {"type": "object"}
     fields = {name: sub for name, sub in note.items() if not name.startswith("$")}
     if fields:
-        common: Json = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
+        row["properties"] = {name.rstrip("*"): unfold(sub) for name, sub in fields.items()}
+    if needed := [name.rstrip("*") for name in fields if name.endswith("*")]:
+        row["required"] = needed
+    if "$of" in note:
+        row["additionalProperties"] = unfold(note["$of"])
+    if note.get("$keep"):
+        row["x-kubernetes-preserve-unknown-fields"] = True
+    if note.get("$null"):
+        row["nullable"] = True
+    rules = [{"rule": rule, "message": text} for rule, text in (note.get("$rules") or {}).items()]
+    if chosen := note.get("$xor"):
+        test = ", ".join(f"has(self.{name})" for name in chosen)
+        text = f"exactly one of {' or '.join(chosen)} must be set"
+        rules.append({"rule": f"[{test}].exists_one(given, given)", "message": text})
+    if rules:
+        row["x-kubernetes-validations"] = rules
+    return row
+
+
+@cache
+def schema(group: str, version: str, kind: str) -> Json | None:
+    """The strict schema of a kind, or None when the lab has none; its status stays open."""
+    note = (_notation().get(f"{group}/{version}") or {}).get(kind)
+    if note is None:
+        return None
+    row = unfold(note)
+    common: Json = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
     row["properties"] = common | row.get("properties", {})
     row["properties"].setdefault("status", OPEN)
     return row
