@@ -161,8 +161,11 @@ def _find_circle(by_step: Mapping[str, StepSpec]) -> None:
 
 
 def select(specs: Sequence[StepSpec], steps: Iterable[str] | None) -> list[StepSpec]:
-    """The steps named: by number ("11"), by file stem, or by phase ("1x"); all of them when nothing is named."""
-    wanted = [step.strip() for step in steps or () if step.strip()]
+    """The steps named: by number ("11"), by file stem, or by phase ("1x"); all of them when nothing is named.
+
+    One text may name several: "11,12".
+    """
+    wanted = [name.strip() for step in steps or () for name in step.split(",") if name.strip()]
     if not wanted:
         return list(specs)
     chosen: set[str] = set()

@@ -72,7 +72,14 @@ def test_a_broken_notebook_file_is_named(project: Any) -> None:
 
 @pytest.mark.parametrize(
     ("named", "steps"),
-    [(["11"], ["11"]), (["1x"], ["11", "12"]), (["21_c"], ["21"]), ([], ["11", "12", "21"]), (["21", "1x"], None)],
+    [
+        (["11"], ["11"]),
+        (["1x"], ["11", "12"]),
+        (["11,21"], ["11", "21"]),
+        (["21_c"], ["21"]),
+        ([], ["11", "12", "21"]),
+        (["21", "1x"], None),
+    ],
 )
 def test_steps_are_chosen_by_number_phase_or_name(project: Any, named: list[str], steps: list[str] | None) -> None:
     """`11`, `1x` and a file's name select; nothing named selects all."""
