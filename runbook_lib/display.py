@@ -128,7 +128,7 @@ def heading(name: str) -> str:
     """A field's name as a column's: units that the cells spell are dropped."""
     for unit in ("_bytes", "_fraction", "_seconds"):
         name = name.removesuffix(unit)
-    return name.replace("_", " ").strip()
+    return "took" if name == "seconds" else name.replace("_", " ").strip()
 
 
 def spelled(name: str, value: Any) -> str:
