@@ -24,7 +24,20 @@ if TYPE_CHECKING:
     from .qemu import GuestState
     from .storage import StorageState, VolumeState
 
-AREAS = ("access", "nodes", "network", "storage", "qemu", "pools", "tasks", "cluster", "ha", "sdn", "firewall")
+AREAS = (
+    "access",
+    "nodes",
+    "network",
+    "storage",
+    "qemu",
+    "pools",
+    "tasks",
+    "cluster",
+    "ha",
+    "sdn",
+    "firewall",
+    "backup",
+)
 """Modules of this package that hold endpoints, in the order in which they load a scenario."""
 
 VERSIONS = {

@@ -351,9 +351,11 @@ def create_vm(call: Call) -> str:
     check_pool(call)
     may_create(call)
     options = {key: value for key, value in call.params.items() if known_option(key)}
-    if "archive" in call.params:
-        raise PveError(501, "the lab does not restore backups")
     check_options(call, vmid, options, call.params.get("pool"))
+    if "archive" in call.params:
+        from ..backup import restore_vm  # backups need this module
+
+        return restore_vm(call, options)
     if vmid in state.guests:
         raise PveError(
             500, f"unable to create VM {vmid} - VM {vmid} already exists on node '{state.guests[vmid].node}'"
