@@ -27,9 +27,7 @@ def machine() -> str:
 
 def markdown(results: Iterable[tuple[Case, Samples]]) -> str:
     """What stands between the markers."""
-    load = (
-        f"The load average was {os.getloadavg()[1]:.1f} at the end; with other work beside it, trust the CPU seconds."
-    )
+    load = f"The load average was {os.getloadavg()[1]:.1f} at the end; beside other work, trust the CPU seconds."
     parts = [f"Measured on {datetime.now(UTC):%Y-%m-%d}: {machine()}.\n{load}"]
     parts += [part for case, samples in results for part in section(case, samples)]
     return "\n\n".join(parts) + "\n"
