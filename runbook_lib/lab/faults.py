@@ -24,7 +24,9 @@ class Fault:
 
     What it does: `slow` waits that many lab seconds first; then one of `status` (with `reason`, `body`, `headers`),
     `reset` (the connection breaks without an answer), `truncate` (half of the true body, then the connection
-    breaks) or `html` (a proxy's error page); with none of them the request goes on. `after` lets that many fitting
+    breaks) or `html` (a proxy's error page); with none of them the request goes on. Of Kubernetes, `watch` lets a watch
+    begin and then breaks it ("drop") or sends an ERROR event of `status` in it ("error", 410 unless told), and `stale`
+    is how many changes the answer to a list lags behind. `after` lets that many fitting
     requests pass first, `times` is how many it then hits (None: all).
     """
 
@@ -39,6 +41,8 @@ class Fault:
     reset: bool = False
     truncate: bool = False
     html: bool = False
+    watch: str | None = None
+    stale: int = 0
     after: int = 0
     times: int | None = None
 
@@ -60,6 +64,8 @@ _KINDS: Mapping[str, tuple[Any, str]] = {
     "reset": (bool, "true or false"),
     "truncate": (bool, "true or false"),
     "html": (bool, "true or false"),
+    "watch": (str, "drop or error"),
+    "stale": (int, "a whole number"),
     "after": (int, "a whole number"),
     "times": (int, "a whole number"),
 }
@@ -78,6 +84,8 @@ def fault_from(entry: Mapping[str, Any]) -> Fault:
             raise ValueError(f"fault: {key} is {told}, not {value!r}")
     if fault.status is not None and not 100 <= fault.status <= 599:
         raise ValueError(f"fault: status is a number from 100 to 599, not {fault.status}")
+    if fault.watch not in (None, "drop", "error"):
+        raise ValueError(f"fault: watch is drop or error, not {fault.watch}")
     if fault.system not in ("any", "proxmox", "kubernetes"):
         raise ValueError(f"fault: system is any, proxmox or kubernetes, not {fault.system}")
     try:
@@ -85,6 +93,10 @@ def fault_from(entry: Mapping[str, Any]) -> Fault:
     except re.error as error:
         raise ValueError(f"fault: path is no regular expression: {error}") from error
     return fault
+
+
+FAULT: web.RequestKey[Fault] = web.RequestKey("fault", Fault)
+"""Where a request carries the fault that its handler has to act out."""
 
 
 class Faults:
@@ -141,7 +153,9 @@ async def _strike(fault: Fault, system: str, request: web.Request, handler: Hand
         raise asyncio.CancelledError
     if fault.html:
         return web.Response(status=fault.status or 502, body=HTML, headers={"Content-Type": "text/html"})
-    if fault.status is not None:
+    if fault.watch or fault.stale:
+        request[FAULT] = fault
+    elif fault.status is not None:
         return _refusal(fault, system)
     response = await handler(request)
     if fault.truncate:

@@ -232,7 +232,7 @@ class Cluster:
 
     def page(
         self, kind: Kind, namespace: str, labels: list[Requirement], fields: list[FieldRequirement],
-        *, limit: int = 0, token: str = "", rv: str = "", match: str = "",
+        *, limit: int = 0, token: str = "", rv: str = "", match: str = "", behind: int = 0,
     ) -> Page:  # fmt: skip
         """One page of a list, consistent with the resource version its first page had."""
         if rv and rv != "0" and int(rv) > self.store.rv:
@@ -243,6 +243,8 @@ class Cluster:
             version, after = self._read_token(token, namespace)
         elif match == "Exact" or (limit and rv and rv != "0" and match == ""):
             version = int(rv)
+        elif behind:  # a cache that lags, as a list of resourceVersion 0 may find
+            version = max(version - behind, self.store.bucket(kind.bucket).forgotten, self.store.compacted)
         rows = self._rows(kind, namespace, version, after)
         if after is not None:
             rows = [row for row in rows if row[0] > after]

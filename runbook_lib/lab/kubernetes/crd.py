@@ -508,17 +508,23 @@ def delete(cluster: Cluster, definition: Json) -> Json:
     return kept
 
 
-def establish(cluster: Cluster, definition: Json) -> Json:
-    """The definition with its conditions; its kinds are served from now on."""
-    definition = normalise(definition)
-    naming, group = definition["spec"]["names"], definition["spec"]["group"]
-    for kind in [k for k in cluster.registry.order if k.group == group and k.plural == naming["plural"] and k.custom]:
+def serve(cluster: Cluster, definition: Json) -> None:
+    """Serves the kinds of a definition from now on, in place of those it had before."""
+    plural, group = definition["spec"]["names"]["plural"], definition["spec"]["group"]
+    for kind in [k for k in cluster.registry.order if k.group == group and k.plural == plural and k.custom]:
         cluster.registry.remove(kind)
     for kind in kinds_of(definition):
         cluster.registry.add(kind)
-    bucket = cluster.store.bucket(f"{group}/{naming['plural']}")
+    bucket = cluster.store.bucket(f"{group}/{plural}")
     if not bucket.items and not bucket.history:
         bucket.forgotten = cluster.store.rv  # a watch cannot start before its kind was there
+
+
+def establish(cluster: Cluster, definition: Json) -> Json:
+    """The definition with its conditions; its kinds are served from now on."""
+    definition = normalise(definition)
+    serve(cluster, definition)
+    naming = definition["spec"]["names"]
     status = dict(definition.get("status") or {})
     stored = next((v["name"] for v in definition["spec"]["versions"] if v.get("storage")), "")
     versions = [*(status.get("storedVersions") or [])]

@@ -14,6 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
+from ..faults import FAULT
 from . import aggregated, auth, discovery, openapi, reviews, table, wire
 from .cluster import Cluster, Options, User, _selected
 from .rbac import Request as Wish
@@ -245,6 +246,7 @@ class Call:
         page = self.cluster.page(
             kind, namespace, labels, fields,
             limit=limit, token=token, rv=version, match=self.query.get("resourceVersionMatch", ""),
+            behind=getattr(self.request.get(FAULT), "stale", 0),
         )  # fmt: skip
         meta: Json = {"resourceVersion": str(page.rv)}
         if page.token:
@@ -304,7 +306,7 @@ class Call:
             cluster=self.cluster, kind=kind, namespace=namespace, form=self.form.kind,
             include=self.query.get("includeObject", "Metadata"),
             matches=lambda obj: _selected(obj, kind, labels, fields, self.cluster),
-            bookmarks=self.query.get("allowWatchBookmarks", "") in ("true", "1"),
+            bookmarks=self.query.get("allowWatchBookmarks", "") in ("true", "1"), trouble=self.request.get(FAULT),
         )  # fmt: skip
         response = web.StreamResponse(headers=self._headers("application/json"))
         response.enable_chunked_encoding()
@@ -313,6 +315,9 @@ class Call:
             await response.prepare(self.request)
             async for chunk in events(watcher, version, initial, timeout):
                 await response.write(chunk)
+            if watcher.trouble is not None and watcher.trouble.watch == "drop" and self.request.transport is not None:
+                self.request.transport.abort()
+                return response
             await response.write_eof()
         except (ConnectionError, RuntimeError):
             log.debug("watcher of %s left", self.path)

@@ -68,6 +68,7 @@ class Store:
         self.buckets: dict[str, Bucket] = {}
         self.compacted = 0
         self.hooks: list[Callable[[str, Change], None]] = []
+        self.watching: set[Callable[[], None]] = set()
 
     def bucket(self, resource: str) -> Bucket:
         """The bucket of a resource, made on first use."""
@@ -112,6 +113,11 @@ class Store:
             listener(change)
         for hook in self.hooks:
             hook(resource, change)
+
+    def interrupt(self) -> None:
+        """Ends every open watch: what it knows is no longer how things came to be."""
+        for end in tuple(self.watching):
+            end()
 
     def compact(self) -> None:
         """Forgets history, as etcd compaction does: older watches and pages answer 410."""

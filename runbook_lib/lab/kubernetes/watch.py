@@ -11,7 +11,7 @@ from typing import Any
 from . import table
 from .cluster import Cluster
 from .schema import Kind
-from .status import expired, too_large_version
+from .status import ApiError, expired, too_large_version
 from .store import Change, Stored, encode
 
 Json = dict[str, Any]
@@ -33,6 +33,8 @@ class Watcher:
     queue: deque[Change] = field(default_factory=deque)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     lost: bool = False
+    replaced: bool = False
+    trouble: Any = None  # the fault of the lab that hit this watch: `watch` is drop or error
     headed: bool = False
 
     def listen(self, change: Change) -> None:
@@ -41,6 +43,11 @@ class Watcher:
             self.lost = True
         elif not self.namespace or change.key[0] == self.namespace:
             self.queue.append(change)
+        self.wake.set()
+
+    def interrupt(self) -> None:
+        """Told that the store was exchanged."""
+        self.replaced = True
         self.wake.set()
 
     def line(self, kind: str, stored: Stored) -> bytes:
@@ -89,6 +96,12 @@ def failure(error: Any) -> bytes:
     return encode({"type": "ERROR", "object": error.body()}) + b"\n"
 
 
+def _injected(fault: Any) -> ApiError:
+    code = fault.status or 410
+    reason = {410: "Expired", 429: "TooManyRequests", 500: "InternalError", 504: "Timeout"}.get(code, "InternalError")
+    return ApiError(code, reason, fault.reason or f"injected fault {code}")
+
+
 async def events(watcher: Watcher, version: str, initial: str, timeout: float) -> AsyncIterator[bytes]:
     """The lines of a watch until its time is over or it has to be restarted."""
     store, kind = watcher.cluster.store, watcher.kind
@@ -97,6 +110,7 @@ async def events(watcher: Watcher, version: str, initial: str, timeout: float) -
     end = loop.time() + timeout
     number = int(version or 0)
     bucket.listeners.add(watcher.listen)
+    store.watching.add(watcher.interrupt)
     try:
         if number > store.rv:
             await asyncio.sleep(min(timeout, 3.0))
@@ -122,10 +136,15 @@ async def events(watcher: Watcher, version: str, initial: str, timeout: float) -
             lines = [watcher.event(c) for c in past if not watcher.namespace or c.key[0] == watcher.namespace]
             seen = store.rv
             yield b"".join(lines)
+        if watcher.trouble is not None:
+            if watcher.trouble.watch == "error":
+                yield failure(_injected(watcher.trouble))
+            return
         async for chunk in _live(watcher, seen, end):
             yield chunk
     finally:
         bucket.listeners.discard(watcher.listen)
+        store.watching.discard(watcher.interrupt)
 
 
 async def _live(watcher: Watcher, seen: int, end: float) -> AsyncIterator[bytes]:
@@ -145,6 +164,9 @@ async def _live(watcher: Watcher, seen: int, end: float) -> AsyncIterator[bytes]
                     yield watcher.bookmark(watcher.cluster.store.rv)
                     marked, seen, told = loop.time(), told, seen
         if watcher.lost:
+            return
+        if watcher.replaced:
+            yield failure(expired(f"too old resource version: {seen} ({watcher.cluster.store.rv})"))
             return
         batch: list[bytes] = []
         while watcher.queue and len(batch) < 500:
