@@ -64,7 +64,9 @@ def known_format(given: str, *known: str) -> str:
 
 def emit_json(data: Any) -> None:
     """Print data on stdout as JSON."""
-    typer.echo(json.dumps(data, ensure_ascii=False, indent=1))
+    from runbook_lib.report import json_text
+
+    typer.echo(json_text(data))
 
 
 def shown_path(path: Path) -> str:

@@ -43,6 +43,7 @@ _ESCAPES = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|[@-Z\\-_])|\x9b[0-?]*[ -/]*[@-~]"
 )
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
+_STEERING = re.compile(f"[\x7f-\x9f{''.join(sorted(_BIDI))}]")  # JSON itself escapes those below a space
 
 
 def plain(text: object, *, lines: bool = False) -> str:
@@ -254,7 +255,13 @@ def _grid(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Renderab
 def to_json(run: Run) -> str:
     """The run as JSON: everything `model.Run` holds, with the counts and the exit code beside it."""
     data = {**to_dict(run), "counts": counts(run), "exit_code": exit_code(run)}
-    return json.dumps(data, ensure_ascii=False, indent=1) + "\n"
+    return json_text(data) + "\n"
+
+
+def json_text(data: object) -> str:
+    """The data as JSON for people's eyes too: what could steer a terminal is written as its \\u escape."""
+    text = json.dumps(data, ensure_ascii=False, indent=1)
+    return _STEERING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def to_junit(run: Run) -> str:
