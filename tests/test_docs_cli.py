@@ -16,7 +16,8 @@ import typer
 from runbook_lib import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MEASURED = ROOT / "docs" / "benchmarks.md"  # its code is the names of contenders
+PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page != MEASURED)]
 
 
 def _script(name: str) -> ModuleType:
@@ -94,5 +95,5 @@ def test_the_connection_is_shown_with_its_fields() -> None:
 
 def test_the_place_of_the_measurements_is_kept() -> None:
     """docs/benchmarks.md has both markers, or `make bench` would lose what it measured."""
-    text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    text = MEASURED.read_text(encoding="utf-8")
     assert re.search(r"<!-- measured: begin -->.*<!-- measured: end -->", text, flags=re.S)
