@@ -54,6 +54,7 @@ NOT_ASKED = {"node"}
 HASH = {"a": "hash"}
 BAD_TEXTS = ("\N{SNOWMAN} !", "x", "9", "not at all")
 FREE_FORMATS = {
+    "graphite-path",
     "string-list",
     "pve-command-batch",
     "pve-node-location",

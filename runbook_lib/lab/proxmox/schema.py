@@ -6,6 +6,7 @@ Source: recordings of 8.4 and the API viewer's schema. A message that a real ser
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
@@ -203,6 +204,12 @@ _by_pattern(
 )
 
 
+_by_pattern("pve-sdn-fabric-id", r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,6}[a-zA-Z0-9])?", "invalid fabric ID '%s'")
+_by_pattern("pve-sdn-isis-net", r"[a-fA-F0-9]{2}(\.[a-fA-F0-9]{4}){3,9}\.[a-fA-F0-9]{2}", "invalid IS-IS net '%s'")
+_by_pattern("pve-sdn-bgp-rt", r"\d+:\d+|\d+(\.\d+){3}:\d+", "invalid route target '%s'")
+_by_pattern("pve-fw-conntrack-helper", r"amanda|ftp|irc|netbios-ns|pptp|sane|sip|snmp|tftp", "invalid helper '%s'")
+
+
 @format_check("urlencoded")
 def _urlencoded(value: str) -> None:
     if not re.fullmatch(r"[-%a-zA-Z0-9_.!~*'()]*", value):
@@ -295,6 +302,10 @@ def _check_format(spec: Param, value: str) -> str:
     return ""
 
 
+def _parsed(parts: Mapping[str, Param], value: str) -> None:
+    parse_property_string(parts, value)
+
+
 def parse_property_string(parts: Mapping[str, Param], text: str) -> dict[str, Any]:
     """The typed parts of `key=value,…`; raises ValueError with the complaint of the real parser."""
     raw: dict[str, str] = {}
@@ -324,6 +335,19 @@ def parse_property_string(parts: Mapping[str, Param], text: str) -> dict[str, An
     if errors:
         raise ValueError("format error\n" + "".join(f"{name}: {errors[name].rstrip()}\n" for name in sorted(errors)))
     return typed
+
+
+PROPERTY_STRINGS: dict[str, Mapping[str, Param]] = {
+    "backup-fleecing": {
+        "enabled": Boolean(optional=True, default_key=True),
+        "storage": String(optional=True, format="pve-storage-id"),
+    },
+    "backup-performance": {
+        "max-workers": Integer(optional=True, minimum=1, maximum=256),
+        "pbs-entries-max": Integer(optional=True, minimum=1),
+    },
+}
+FORMATS |= {name: functools.partial(_parsed, parts) for name, parts in PROPERTY_STRINGS.items()}
 
 
 # ---------------------------------------------------------------------------------------------- verification
