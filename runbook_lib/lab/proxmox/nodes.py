@@ -615,7 +615,7 @@ def _name_of(name: Any) -> str:
     return "".join(f"/{short.get(part.oid._name, part.oid._name)}={part.value}" for part in name)
 
 
-def _pem_rows(pem: str) -> list[dict[str, Any]]:
+def pem_rows(pem: str) -> list[dict[str, Any]]:
     """One row a certificate in the text, leaf first."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
@@ -656,7 +656,7 @@ def certificate_rows(state: PveState, node: NodeState) -> list[dict[str, Any]]:
         return [_made_up(state, node, **entry) for entry in node.certificates]
     if state.certificate_pem:
         if state.certificate_pem not in cache:
-            rows = _pem_rows(state.certificate_pem)
+            rows = pem_rows(state.certificate_pem)
             for row in rows[1:]:
                 row["filename"] = "pve-root-ca.pem"
             cache[state.certificate_pem] = rows

@@ -37,6 +37,13 @@ AREAS = (
     "sdn",
     "firewall",
     "backup",
+    "replication",
+    "metrics",
+    "system",
+    "hardware",
+    "mapping",
+    "certificates",
+    "ceph",
 )
 """Modules of this package that hold endpoints, in the order in which they load a scenario."""
 
