@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,6 +16,8 @@ from .clock import Clock
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+CERTIFICATES = ("expired", "wrong-host")
+SEED = 1
 HTML = b"<!DOCTYPE html><html><head><title>502 Bad Gateway</title></head><body>Bad Gateway</body></html>"
 
 
@@ -26,8 +29,13 @@ class Fault:
     `reset` (the connection breaks without an answer), `truncate` (half of the true body, then the connection
     breaks) or `html` (a proxy's error page); with none of them the request goes on. Of Kubernetes, `watch` lets a watch
     begin and then breaks it ("drop") or sends an ERROR event of `status` in it ("error", 410 unless told), and `stale`
-    is how many changes the answer to a list lags behind. `after` lets that many fitting
-    requests pass first, `times` is how many it then hits (None: all).
+    is how many changes the answer to a list lags behind. `frozen` answers again what was answered first.
+    `after` lets that many fitting requests pass first, `times` is how many it then hits (None: all), `probability`
+    how likely each of those is hit; the dice fall the same at every start.
+
+    A rule with `task`, a regular expression on a Proxmox VE task's type, hits tasks instead of requests: the task
+    fails with `text`, or is `stuck` until somebody stops it. A rule with `certificate` makes the API of its system
+    show an `expired` certificate or one for another host (`wrong-host`) until the rules are cleared.
     """
 
     system: str = "any"
@@ -45,9 +53,17 @@ class Fault:
     stale: int = 0
     after: int = 0
     times: int | None = None
+    probability: float = 1.0
+    frozen: bool = False
+    task: str | None = None
+    text: str = "injected fault"
+    stuck: bool = False
+    certificate: str | None = None
 
     def fits(self, system: str, method: str, path: str) -> bool:
         """Whether the rule speaks of this request."""
+        if self.task is not None or self.certificate is not None:
+            return False
         return (
             self.system in ("any", system)
             and self.method.upper() in ("*", method)
@@ -68,6 +84,12 @@ _KINDS: Mapping[str, tuple[Any, str]] = {
     "stale": (int, "a whole number"),
     "after": (int, "a whole number"),
     "times": (int, "a whole number"),
+    "probability": ((int, float), "a number from 0 to 1"),
+    "frozen": (bool, "true or false"),
+    "task": (str, "a regular expression"),
+    "text": (str, "a text"),
+    "stuck": (bool, "true or false"),
+    "certificate": (str, "a word"),
 }
 
 
@@ -84,14 +106,19 @@ def fault_from(entry: Mapping[str, Any]) -> Fault:
             raise ValueError(f"fault: {key} is {told}, not {value!r}")
     if fault.status is not None and not 100 <= fault.status <= 599:
         raise ValueError(f"fault: status is a number from 100 to 599, not {fault.status}")
+    if fault.certificate not in (None, *CERTIFICATES):
+        raise ValueError(f"fault: certificate is {' or '.join(CERTIFICATES)}, not {fault.certificate}")
+    if not 0 <= fault.probability <= 1:
+        raise ValueError(f"fault: probability is from 0 to 1, not {fault.probability}")
     if fault.watch not in (None, "drop", "error"):
         raise ValueError(f"fault: watch is drop or error, not {fault.watch}")
     if fault.system not in ("any", "proxmox", "kubernetes"):
         raise ValueError(f"fault: system is any, proxmox or kubernetes, not {fault.system}")
-    try:
-        re.compile(fault.path)
-    except re.error as error:
-        raise ValueError(f"fault: path is no regular expression: {error}") from error
+    for name, pattern in (("path", fault.path), ("task", fault.task or "")):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"fault: {name} is no regular expression: {error}") from error
     return fault
 
 
@@ -105,6 +132,8 @@ class Faults:
     def __init__(self, clock: Clock, rules: Iterable[Fault] = ()) -> None:
         self.clock = clock
         self._rules = list(rules)
+        self._dice = random.Random(SEED)
+        self._first: dict[tuple[str, str], web.Response] = {}
 
     def add(self, fault: Fault) -> None:
         """Take one more rule in, before those that are there."""
@@ -113,6 +142,8 @@ class Faults:
     def clear(self) -> None:
         """Forget all rules."""
         self._rules.clear()
+        self._first.clear()
+        self._dice = random.Random(SEED)
 
     def rules(self) -> list[dict[str, Any]]:
         """The rules as data."""
@@ -120,8 +151,22 @@ class Faults:
 
     def take(self, system: str, method: str, path: str) -> Fault | None:
         """The rule that hits this request, counted; None lets it pass."""
+        return self._hit(lambda rule: rule.fits(system, method, path))
+
+    def task(self, kind: str) -> Fault | None:
+        """The rule that hits a new task of this type, counted; None lets it work."""
+        return self._hit(lambda rule: rule.task is not None and re.search(rule.task, kind) is not None)
+
+    def certificate(self, system: str) -> str | None:
+        """What is wrong with the certificate of this API; None when nothing is."""
+        found = (rule.certificate for rule in self._rules if rule.certificate and rule.system in ("any", system))
+        return next(found, None)
+
+    def _hit(self, fits: Callable[[Fault], bool]) -> Fault | None:
         for index, rule in enumerate(self._rules):
-            if rule.times == 0 or not rule.fits(system, method, path):
+            if rule.times == 0 or not fits(rule):
+                continue
+            if rule.probability < 1 and self._dice.random() >= rule.probability:
                 continue
             if rule.after:
                 self._rules[index] = replace(rule, after=rule.after - 1)
@@ -141,9 +186,22 @@ class Faults:
                 return await handler(request)
             if fault.slow:
                 await self.clock.sleep(fault.slow)
+            if fault.frozen:
+                return await self._again(request, handler)
             return await _strike(fault, system, request, handler)
 
         return apply
+
+    async def _again(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """What the first such request was answered; the first one goes through."""
+        key = (request.method, request.raw_path)
+        if key not in self._first:
+            answer = await handler(request)
+            if not isinstance(answer, web.Response):
+                return answer
+            self._first[key] = answer
+        first = self._first[key]
+        return web.Response(status=first.status, reason=first.reason, body=first.body, headers=first.headers)
 
 
 async def _strike(fault: Fault, system: str, request: web.Request, handler: Handler) -> web.StreamResponse:

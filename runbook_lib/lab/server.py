@@ -19,7 +19,7 @@ import ssl
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from .platform import NAMES, Platform, build, kubeconfig
 from .proxmox.permissions import Token, hash_password
 from .proxmox.server import create_app as create_proxmox
 from .proxmox.state import PveState
-from .tls import authority, server_certificate, write_private
+from .tls import authority, server_certificate, show_certificate, write_private
 
 log = logging.getLogger("runbook_lib.lab")
 
@@ -92,6 +92,8 @@ class Lab:
         self.state: PveState | None = None
         self._platform: Platform | None = None
         self._changing = asyncio.Lock()
+        self._shown: dict[str, tuple[ssl.SSLContext, Sequence[str], Mapping[str, Any]]] = {}
+        self._spoiled: set[str] = set()
 
     async def load(self, name: str | None = None) -> None:
         """Begin anew: with the named scenario, or with the one that is loaded. A bad scenario changes nothing."""
@@ -118,6 +120,9 @@ class Lab:
         context, state.certificate_pem = server_certificate(self.ca, hosts, **settings)
         give_credentials(state, self.secrets, hidden=bool(self.scenario.proxmox.get("hide_lab_token")))
         self.state = state
+        state.tasks.fault = self.faults.task
+        self._shown["proxmox"] = (context, hosts, settings)
+        self.show_certificates()
         await self.proxmox_site.serve(create_proxmox(state, [self.faults.middleware("proxmox")]), context)
 
     async def _serve_kubernetes(self, platform: Platform) -> None:
@@ -128,9 +133,25 @@ class Lab:
         context.verify_mode = ssl.CERT_OPTIONAL
         self.ca.configure_trust(context)
         self._platform = platform
+        self._shown["kubernetes"] = (context, names, settings)
+        self.show_certificates()
         platform.app.middlewares.insert(0, self.faults.middleware("kubernetes"))
         await self.kubernetes_site.serve(platform.app, context)
         await platform.start(self.kubernetes_site.url, str(self.folder / "ca.pem"), self.clock)
+
+    def show_certificates(self) -> None:
+        """Nothing; new connections see the certificate that the faults in force ask for."""
+        for system, (context, names, settings) in self._shown.items():
+            wrong = self.faults.certificate(system)
+            if wrong is None and system not in self._spoiled:
+                continue
+            if wrong == "expired":
+                show_certificate(self.ca, context, names, days_left=-3)
+            elif wrong == "wrong-host":
+                show_certificate(self.ca, context, ["elsewhere.lab.test"], loopback=False)
+            else:
+                show_certificate(self.ca, context, names, **settings)
+            (self._spoiled.add if wrong else self._spoiled.discard)(system)
 
     async def _stop(self) -> None:
         if self.state is not None:
@@ -253,6 +274,7 @@ def control_app(lab: Lab, stop: asyncio.Event) -> web.Application:
             lab.faults.clear()
         else:
             lab.faults.add(fault_from(body))
+        lab.show_certificates()
         return {"faults": lab.faults.rules()}
 
     async def advance(body: Mapping[str, Any]) -> Any:

@@ -40,6 +40,16 @@ def server_certificate(
 
     `days_left` below zero gives an expired one; without `loopback` it names none of the addresses it is reached by.
     """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    chain = show_certificate(ca, context, names, days_left=days_left, loopback=loopback)
+    return context, chain
+
+
+def show_certificate(
+    ca: trustme.CA, context: ssl.SSLContext, names: Sequence[str], *, days_left: float = 730, loopback: bool = True
+) -> str:
+    """The chain that the context shows from now on, as PEM, leaf first; connections that are open keep theirs."""
     now = dt.datetime.now(dt.UTC)
     end = now + dt.timedelta(days=days_left)
     wanted = dict.fromkeys([*names, *(LOOPBACK if loopback else ())])
@@ -51,8 +61,6 @@ def server_certificate(
         not_before=min(now, end) - dt.timedelta(days=1),
         not_after=end,
     )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
     leaf.configure_cert(context)
     chain = [blob.bytes().decode() for blob in leaf.cert_chain_pems]
-    return context, "".join([*chain, ca.cert_pem.bytes().decode()])
+    return "".join([*chain, ca.cert_pem.bytes().decode()])

@@ -1,36 +1,128 @@
-"""Faults: what a rule may say."""
+"""Faults of the lab: what each rule does to a client of the emulated Proxmox VE."""
 
 from __future__ import annotations
 
+import json
+import ssl
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from proxmox_site import eventually, finished, login, refusal, start
 
-from runbook_lib.lab.faults import fault_from
+from runbook_lib.lab import control
+from runbook_lib.lab.clock import Clock
+from runbook_lib.lab.faults import Fault, Faults, fault_from
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A lab of this module's own."""
+    lab = start(tmp_path_factory.mktemp("faults"))
+    yield lab
+    control.down(lab)
+
+
+@pytest.fixture
+def pve(folder: Path) -> Iterator[Any]:
+    """A client of a lab without faults."""
+    control.fault(None, folder)
+    yield login(folder)
+    control.fault(None, folder)
+
+
+def test_a_task_fails_with_the_text_that_was_asked_for(folder: Path, pve: Any) -> None:
+    """And the VM is as it was: the task met its end before it changed anything."""
+    control.fault({"task": "^qmstart$", "text": "start failed: QEMU exited with code 1", "times": 1}, folder)
+    vm = pve.nodes("pve3").qemu(121)
+    assert finished(pve, vm.status.start.post()) == "start failed: QEMU exited with code 1"
+    assert vm.status.current.get()["status"] == "stopped"
+    assert finished(pve, vm.status.start.post()) == "OK"
+    assert finished(pve, vm.status.stop.post()) == "OK"
+
+
+def test_a_failed_clone_leaves_nothing_behind(folder: Path, pve: Any) -> None:
+    """The clone's config and disks go with its task."""
+    control.fault({"task": "^qmclone$", "text": "no space left"}, folder)
+    upid = pve.nodes("pve1").qemu(9000).clone.post(newid=4001, full=1)
+    assert finished(pve, upid) == "clone failed: no space left"
+    assert pve.cluster.nextid.get(vmid=4001) == "4001"
+    assert not [row for row in pve.nodes("pve1").storage("local-lvm").content.get() if "4001" in row["volid"]]
+
+
+def test_a_stuck_task_runs_until_somebody_stops_it(folder: Path, pve: Any) -> None:
+    """It never ends by itself, and its end is an interruption."""
+    control.fault({"task": "qmstart", "stuck": True, "times": 1}, folder)
+    upid = pve.nodes("pve3").qemu(121).status.start.post()
+    task = pve.nodes("pve3").tasks(upid)
+    control.advance(3600, folder)
+    assert task.status.get()["status"] == "running"
+    task.delete()
+    assert eventually(lambda: task.status.get().get("exitstatus")) == "received interrupt"
+
+
+def test_frozen_resources_tell_yesterday_s_news(folder: Path, pve: Any) -> None:
+    """What was answered first is answered again, whatever happens meanwhile."""
+    control.fault({"path": "/cluster/resources", "frozen": True}, folder)
+    before = pve.cluster.resources.get(type="vm")
+    pve.nodes("pve3").qemu(121).config.put(tags="changed")
+    assert pve.cluster.resources.get(type="vm") == before
+    control.fault(None, folder)
+    assert any(row.get("tags") == "changed" for row in pve.cluster.resources.get(type="vm"))
 
 
 @pytest.mark.parametrize(
-    ("entry", "message"),
+    ("kind", "words"), [("expired", "certificate has expired"), ("wrong-host", "IP address mismatch")]
+)
+def test_a_bad_certificate_is_shown_until_it_is_taken_away(folder: Path, pve: Any, kind: str, words: str) -> None:
+    """New connections see it; when the rules are cleared they see a good one."""
+    del pve
+    where = control.connection(folder).proxmox
+    context = ssl.create_default_context(cafile=where.ca_file)
+    control.fault({"system": "proxmox", "certificate": kind}, folder)
+    with pytest.raises(OSError, match=words):
+        urllib.request.urlopen(where.url, context=context, timeout=5)
+    control.fault(None, folder)
+    assert urllib.request.urlopen(where.url, context=context, timeout=5).status == 200
+
+
+def test_a_status_comes_with_the_body_of_a_real_server(folder: Path, pve: Any) -> None:
+    """An API error has data, message and a reason phrase; 595 has no body."""
+    control.fault({"path": "/version$", "status": 500, "reason": "got timeout", "times": 1}, folder)
+    assert refusal(pve.version.get).content == "got timeout"
+    control.fault({"path": "/version$", "status": 595, "times": 1}, folder)
+    assert refusal(pve.version.get).status_code == 595
+
+
+def test_the_dice_fall_the_same_at_every_start() -> None:
+    """A probability hits some requests, and the same ones again."""
+
+    def hits() -> list[bool]:
+        faults = Faults(Clock(), [Fault(path="/x", status=500, probability=0.3)])
+        return [faults.take("proxmox", "GET", "/x") is not None for _ in range(200)]
+
+    assert hits() == hits()
+    assert 30 < sum(hits()) < 90
+
+
+@pytest.mark.parametrize(
+    ("entry", "complaint"),
     [
-        ({"code": 500}, "no such key: code"),
-        ({"system": "pve"}, "system is any, proxmox or kubernetes, not pve"),
-        ({"path": "("}, "path is no regular expression"),
-        ({"status": 9000}, "status is a number from 100 to 599, not 9000"),
-        ({"status": "500"}, "status is a whole number, not '500'"),
-        ({"times": "twice"}, "times is a whole number, not 'twice'"),
-        ({"times": True}, "times is a whole number, not True"),
-        ({"reset": 1}, "reset is true or false, not 1"),
-        ({"slow": "2s"}, "slow is a number of seconds, not '2s'"),
+        ({"certificate": "bad"}, "expired or wrong-host"),
+        ({"probability": 2}, "from 0 to 1"),
+        ({"task": "("}, "no regular expression"),
+        ({"stuck": 1}, "true or false"),
     ],
 )
-def test_a_rule_that_means_nothing_is_refused(entry: dict[str, Any], message: str) -> None:
-    """The key and what was expected of it are told, before any request is hit."""
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+def test_a_rule_that_cannot_be_meant_is_refused(entry: dict[str, Any], complaint: str) -> None:
+    """With what it should be."""
+    with pytest.raises(ValueError, match=complaint):
         fault_from(entry)
 
 
-@pytest.mark.parametrize("entry", [{"status": 595}, {"slow": 1.5}, {"slow": 2, "times": 1}, {"reset": True}, {}])
-def test_a_rule_that_means_something_is_kept(entry: dict[str, Any]) -> None:
-    """What was given is what the rule says."""
-    fault = fault_from(entry)
-    assert {key: getattr(fault, key) for key in entry} == entry
+def test_a_rule_is_plain_data() -> None:
+    """What the control plane shows can be written to a scenario."""
+    faults = Faults(Clock(), [Fault(task="qmclone")])
+    assert fault_from(json.loads(json.dumps(faults.rules()[0]))) == Fault(task="qmclone")

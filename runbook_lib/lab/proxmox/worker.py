@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from .routing import PveError
 
@@ -52,8 +52,9 @@ class TaskState:
 class TaskContext:
     """What the work of a task holds: its log and the lab's time."""
 
-    def __init__(self, state: TaskState, clock: Clock) -> None:
+    def __init__(self, state: TaskState, clock: Clock, doom: str | None = None, *, stuck: bool = False) -> None:
         self.state, self.clock, self.warnings = state, clock, 0
+        self.doom, self._stuck = doom, stuck
 
     def log(self, line: str) -> None:
         """Add lines to the task's log."""
@@ -66,7 +67,12 @@ class TaskContext:
             self.log(f"WARN: {line}")
 
     async def sleep(self, seconds: float) -> None:
-        """Pass `seconds` of the lab's time."""
+        """Pass `seconds` of the lab's time; a task that is to fail does so in its first pause, a stuck one stays."""
+        if self._stuck:
+            await asyncio.Event().wait()
+        if self.doom is not None:
+            await self.clock.sleep(min(seconds, 1.0))
+            raise TaskError(self.doom)
         await self.clock.sleep(seconds)
 
 
@@ -79,6 +85,18 @@ def parse_upid(upid: str) -> tuple[str, str, str, str] | None:
     return (match[1], match[5], match[6], match[7]) if match else None
 
 
+class TaskFault(Protocol):
+    """What is wrong with a task: it fails with a text, or never ends."""
+
+    @property
+    def text(self) -> str:
+        """The exit status it fails with."""
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it never ends by itself."""
+
+
 class Tasks:
     """All tasks of a cluster, oldest first. Iterate to see them; `start` to add one."""
 
@@ -87,6 +105,7 @@ class Tasks:
         self._by_upid: dict[str, TaskState] = {}
         self._workers: dict[str, asyncio.Task[None]] = {}
         self._pid = 1000
+        self.fault: Callable[[str], TaskFault | None] = lambda kind: None
 
     def __iter__(self) -> Iterator[TaskState]:
         return iter(list(self._by_upid.values()))
@@ -118,11 +137,14 @@ class Tasks:
         return task.upid
 
     async def _run(self, task: TaskState, work: Work) -> None:
-        context = TaskContext(task, self._clock)
+        fault = self.fault(task.type)
+        doom = fault.text if fault and not fault.stuck else None
+        context = TaskContext(task, self._clock, doom, stuck=bool(fault and fault.stuck))
         try:
             outcome = work(context)
             if inspect.isawaitable(outcome):
                 await outcome
+            await context.sleep(0)  # a task without a pause meets its fault here
         except (PveError, TaskError) as error:
             self.finish(task, str(error).strip() or "unknown error")
         except asyncio.CancelledError:
