@@ -137,8 +137,7 @@ def run(
 
     Examples: `runbook run` · `runbook run mysite --step 11,12` · `runbook run --format junit > report.xml`
     """
-    steps = [part for entry in step or () for part in entry.split(",") if part]
-    _run(site, steps or None, parse_values(parameter or []), None, parallel, isolation, progress, format, pages)
+    _run(site, step, parse_values(parameter or []), None, parallel, isolation, progress, format, pages)
 
 
 @app.command()

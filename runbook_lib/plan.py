@@ -224,6 +224,12 @@ def grant(approvals_dir: Path, digest: str, *, by: str = "", at: float | None = 
     return given
 
 
+def spend(approvals_dir: Path, digest: str) -> None:
+    """Nothing; a plan that was carried out waits no longer, and its approval is good for nothing else."""
+    for path in (_pending_file(approvals_dir, digest), _granted_file(approvals_dir, digest)):
+        path.unlink(missing_ok=True)
+
+
 def check_budget(plan: Plan, budget: Any) -> None:
     """Nothing when the plan is within the site's budget (`vms`, `gib`, `minutes`); BudgetExceeded names what is not."""
     if budget is None:

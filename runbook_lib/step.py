@@ -39,7 +39,7 @@ from runbook_lib.model import (
     to_dict,
     worst,
 )
-from runbook_lib.plan import Applied, Approval, Executor, Plan, apply, approve, borrowed
+from runbook_lib.plan import Applied, Approval, Executor, Plan, apply, approve, borrowed, spend
 from runbook_lib.secrets import redact_json
 from runbook_lib.sweep import SweepReport, clean_up, executors_for
 
@@ -254,6 +254,7 @@ class Step:
         finally:
             self._changes += done
             self._result = None
+        spend(self._outputs() / "approvals", planned.digest)
         self._display(shown.sentence(f"{len(done)} of {len(planned.changes)} changes made and journalled."))
         return applied
 

@@ -28,7 +28,7 @@ from runbook_lib.errors import ApprovalNeeded, ParameterError, UsageError
 from runbook_lib.executors import KubernetesExecutor, ProxmoxExecutor
 from runbook_lib.facts import Storage
 from runbook_lib.model import Finding, Measurement, Status, StepRecord, step_result_from_dict
-from runbook_lib.plan import grant, mark
+from runbook_lib.plan import grant, mark, pending
 from runbook_lib.step import FINDINGS, SCRAP, Step, open_step
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202egnp.exe\x00$x^2$"
@@ -335,6 +335,19 @@ def test_a_person_may_approve_in_the_cell(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ApprovalNeeded):
         made.apply(plan, approved="0" * 12)
     assert len(made.apply(plan, approved=plan.digest[:12]).done) == 1
+    made.clean_up()
+
+
+def test_a_plan_that_was_carried_out_waits_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`runbook approve` lists what waits, and a used approval approves nothing more."""
+    made = make(tmp_path, monkeypatch, changes="ask")
+    plan = made.plan(prepare.borrow_object(config_map(), made.run, summary="probe"))
+    approvals = made._outputs() / "approvals"
+    with pytest.raises(ApprovalNeeded):
+        made.apply(plan)
+    grant(approvals, plan.digest)
+    made.apply(plan)
+    assert pending(approvals) == []
     made.clean_up()
 
 
