@@ -210,13 +210,13 @@ def transport_error(
     elif isinstance(error, u3.NameResolutionError):
         came, hint = "the name does not resolve", "check the url's host, and DNS"
     elif isinstance(error, u3.ConnectTimeoutError) and not isinstance(error, u3.NewConnectionError):
-        came, hint = f"no connection within {timeout:g} s", "is a firewall or a missing route between here and there?"
+        came, hint = f"no connection within {timeout:.1f} s", "is a firewall or a missing route between here and there?"
     elif isinstance(error, u3.NewConnectionError):
         came, hint = _connect_words(error), "is the service running and the port right (PVE 8006, Kubernetes 6443)?"
     elif isinstance(error, Dripping):
         came, hint = "the answer came so slowly that its end was not awaited", "look at the server's load and the link"
     elif isinstance(error, u3.TimeoutError):
-        came, hint = f"nothing came for {timeout:g} s", "raise timeout_seconds if this server is known to be slow"
+        came, hint = f"nothing came for {timeout:.1f} s", "raise timeout_seconds if this server is known to be slow"
     elif isinstance(error, u3.DecodeError | u3.InvalidHeader | u3.LocationValueError):
         kind, came, hint = (
             errors.BadAnswer,

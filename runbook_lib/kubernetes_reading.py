@@ -32,10 +32,15 @@ class Reader:
             return None
 
     def list(self, path: str, /, **query: Any) -> Objects:
-        """Every item of a collection, read in pages; none where the API group is not served."""
+        """Every item of a collection, read in pages; none where the API group is not served.
+
+        The core group is served by every API server: where it is not found, something else answers, and that raises.
+        """
         try:
             return self._pages(path, query)
         except errors.NotFound:
+            if path.startswith("/api/"):
+                raise
             return []
         except errors.ApiError as error:
             if error.status != HTTPStatus.GONE:

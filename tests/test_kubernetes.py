@@ -79,11 +79,22 @@ def test_every_fact_has_a_recorded_case() -> None:
 LISTS = [name for name in kubernetes.__all__ if name in {path.parent.name for path in CASES} - {"version", "cozystack"}]
 
 
-@pytest.mark.parametrize("fact", LISTS)
+CORE = {"nodes", "pods", "network_ranges"}
+"""Facts of the group that every API server has."""
+
+
+@pytest.mark.parametrize("fact", sorted(set(LISTS) - CORE))
 def test_missing_api_group_gives_no_rows(fact: str) -> None:
     """A cluster that does not serve a group simply has none of its objects."""
+    assert getattr(kubernetes, fact)(Recorded({})) == []
+
+
+@pytest.mark.parametrize("fact", sorted(CORE))
+def test_missing_core_group_is_told(fact: str) -> None:
+    """What has no nodes and no pods to ask for is no Kubernetes API, and must not look like an empty one."""
     arguments = [SITE] if fact == "network_ranges" else []
-    assert getattr(kubernetes, fact)(Recorded({}), *arguments) == []
+    with pytest.raises(errors.NotFound, match="404"):
+        getattr(kubernetes, fact)(Recorded({}), *arguments)
 
 
 def test_forbidden_list_is_told() -> None:
