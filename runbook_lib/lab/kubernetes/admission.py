@@ -200,7 +200,7 @@ def _limit_defaults(cluster: Cluster, obj: Json) -> Json:
                 for name, value in fallback.items():
                     if name not in values:
                         values[name] = value
-                        notes.append(f"{name} {word} for container {container['name']}")
+                        notes.append(f"{name} {word} for container {container.get('name', '')}")
                 if values:
                     resources[part] = values
             containers.append(container | {"resources": resources})

@@ -173,7 +173,8 @@ class Cluster:
         kind = self.registry.by_gvk.get((given.get("apiVersion", ""), given.get("kind", "")))
         if kind is None:
             raise internal(f"no matches for kind {given.get('kind')!r} in version {given.get('apiVersion')!r}")
-        obj = json.loads(encode(given))
+        # Kind and apiVersion come first, as the server writes them: lists cut them off the stored bytes.
+        obj = {"kind": kind.kind, "apiVersion": kind.api_version} | json.loads(encode(given))
         meta = obj.setdefault("metadata", {})
         if kind.namespaced:
             meta.setdefault("namespace", "default")
@@ -248,6 +249,8 @@ class Cluster:
         rows = self._rows(kind, namespace, version, after)
         if after is not None:
             rows = [row for row in rows if row[0] > after]
+        if not (labels or fields or limit or aggregated.view_of(kind)):
+            return Page([stored for _, stored in rows], version)
         chosen = []
         for number, (key, stored) in enumerate(rows):
             if not _selected(stored.obj, kind, labels, fields, self):
@@ -470,7 +473,10 @@ class Cluster:
     def _decode_patched(self, kind: Kind, changed: Json, options: Options) -> Json:
         try:
             if changed.get("kind") != kind.kind or changed.get("apiVersion") != kind.api_version:
-                other = self.registry.by_gvk.get((changed.get("apiVersion", ""), changed.get("kind", "")))
+                place = (changed.get("apiVersion", ""), changed.get("kind", ""))
+                if not all(isinstance(part, str) for part in place):
+                    raise bad_request("the patched object has no readable kind and apiVersion")
+                other = self.registry.by_gvk.get(place)
                 if other is not None and other.custom is None:
                     self.decode(other, changed, Options(validation="Ignore"))
             return self.decode(kind, changed, options, patched=True)
@@ -492,6 +498,10 @@ class Cluster:
             raise bad_request("error decoding YAML: the body is not an object")
         if not body.get("kind") or not body.get("apiVersion"):
             raise bad_request(f"invalid object type: {body.get('apiVersion') or '/'}, Kind={body.get('kind', '')}")
+        if not isinstance(body.get("metadata") or {}, dict):
+            raise bad_request("error decoding YAML: metadata is not an object")
+        if not isinstance(body["kind"], str) or not isinstance(body["apiVersion"], str):
+            raise bad_request("error decoding YAML: kind and apiVersion are texts")
         meta = dict(body.get("metadata") or {})
         if meta.get("managedFields"):
             raise bad_request("metadata.managedFields must be nil")

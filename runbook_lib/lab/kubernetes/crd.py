@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import apply, cel
-from .schema import META, Decoder, Kind, canonical_quantity, from_openapi, version_rank
+from .schema import META, Decoder, Kind, canonical_quantity, from_openapi, json_type, version_rank
 from .status import (
+    ApiError,
     FieldError,
+    bad_request,
     duplicate,
     forbidden_field,
     invalid_value,
@@ -578,6 +580,7 @@ def definition_errors(definition: Json) -> list[FieldError]:
         )
     if spec.get("scope") not in ("Cluster", "Namespaced"):
         errors.append(unsupported("spec.scope", spec.get("scope", ""), ["Cluster", "Namespaced"]))
+    errors += _missing(spec)
     for number, version in enumerate(spec.get("versions") or []):
         schema = (version.get("schema") or {}).get("openAPIV3Schema")
         if not schema:
@@ -587,9 +590,79 @@ def definition_errors(definition: Json) -> list[FieldError]:
                 place = "spec.selectableFields" if single else f"spec.versions[{number}].selectableFields"
                 errors.append(invalid_value(place, "", "may only be set when validations.schema is included"))
         else:
+            _check_keywords(schema, "openAPIV3Schema")
             place = "spec.validation" if len(spec["versions"]) == 1 else f"spec.versions[{number}].schema"
             errors += _structural(schema, f"{place}.openAPIV3Schema", root=True)
     return errors
+
+
+def _missing(spec: Json) -> list[FieldError]:
+    naming = spec.get("names") or {}
+    errors = [required("spec.group")] if not spec.get("group") else []
+    errors += [
+        required(f"spec.names.{name}") for name in ("plural", "singular", "kind", "listKind") if not naming.get(name)
+    ]
+    versions = spec.get("versions") or []
+    for number, version in enumerate(versions):
+        if not version.get("name"):
+            errors.append(required(f"spec.versions[{number}].name"))
+    if sum(bool(version.get("storage")) for version in versions) != 1:
+        shown: Any = versions or None
+        text = "must have exactly one version marked as storage version"
+        errors.append(invalid_value("spec.versions", shown, text))
+    return errors
+
+
+_TEXTS = {"type", "format", "pattern", "title", "description", "x-kubernetes-list-type", "x-kubernetes-map-type"}
+_COUNTS = {
+    "maxLength", "minLength", "maxItems", "minItems", "maxProperties", "minProperties", "maximum", "minimum",
+    "multipleOf",
+}  # fmt: skip
+_SCHEMAS = {"allOf", "oneOf", "anyOf"}
+
+
+def _check_keywords(schema: Any, name: str) -> None:
+    """Raises 400 where a schema says something in a form that Go's decoder does not take."""
+    if not isinstance(schema, dict):
+        raise _not_decoded(schema, name, "v1.JSONSchemaProps")
+    for key, value in schema.items():
+        if value is None:
+            continue
+        if key in _TEXTS and not isinstance(value, str):
+            raise _not_decoded(value, key, "string")
+        if key in _COUNTS and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise _not_decoded(value, key, "int64")
+        if key in ("required", "x-kubernetes-list-map-keys"):
+            for word in value if isinstance(value, list) else [value]:
+                if not isinstance(word, str):
+                    raise _not_decoded(word, key, "string")
+            if not isinstance(value, list):
+                raise _not_decoded(value, key, "[]string")
+        elif key in ("properties", "patternProperties", "definitions"):
+            if not isinstance(value, dict):
+                raise _not_decoded(value, key, "map[string]v1.JSONSchemaProps")
+            for sub in value.values():
+                _check_keywords(sub, key)
+        elif key in _SCHEMAS or key == "x-kubernetes-validations":
+            if not isinstance(value, list):
+                raise _not_decoded(value, key, "[]v1.JSONSchemaProps")
+            for sub in value:
+                if key in _SCHEMAS:
+                    _check_keywords(sub, key)
+                elif not isinstance(sub, dict) or any(not isinstance(word, (str, bool)) for word in sub.values()):
+                    raise _not_decoded(sub, key, "v1.ValidationRule")
+        elif key in ("items", "not") or (key == "additionalProperties" and not isinstance(value, bool)):
+            _check_keywords(value, key)
+        elif key == "enum" and not isinstance(value, list):
+            raise _not_decoded(value, key, "[]v1.JSON")
+
+
+def _not_decoded(value: Any, name: str, wanted: str) -> ApiError:
+    word = "CustomResourceDefinition"
+    return bad_request(
+        f'{word} in version "v1" cannot be handled as a {word}: json: cannot unmarshal {json_type(value)} into Go '
+        f"struct field JSONSchemaProps.{name} of type {wanted}"
+    )
 
 
 def _structural(schema: Json, path: str, *, root: bool = False) -> list[FieldError]:

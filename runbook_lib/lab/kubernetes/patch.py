@@ -169,6 +169,8 @@ def _lists(target: Any, patch: list[Any], node: Any) -> list[Any]:
         return old + [item for item in patch if item not in old]
     if any(item.get("$patch") == "replace" and len(item) == 1 for item in patch):
         return [item for item in patch if item.get("$patch") != "replace"]
+    if any(isinstance(item.get(key), (dict, list)) for item in patch):
+        raise bad_request(f"the merge key {key} of an item is no scalar")
     places = {entry.get(key): number for number, entry in enumerate(old)}
     merged: list[Any] = []
     for item in patch:

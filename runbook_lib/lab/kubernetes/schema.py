@@ -267,6 +267,11 @@ def _package(name: str) -> str:
     return f"{package}.{parts[-1]}"
 
 
+def _zero(node: Any) -> Any:
+    """What Go makes of a null in a list."""
+    return {"s": "", "i": 0, "n": 0, "b": False, "q": "0", "x": 0}.get(node) if isinstance(node, str) else {}
+
+
 class Decoder:
     """Reads a body into a kind's shape as Go's decoder does: unknown fields are dropped and remembered, nulls and
     empty lists vanish, a wrong type is a 400."""
@@ -325,7 +330,9 @@ class Decoder:
             if not isinstance(value, list):
                 raise self._wrong(value, node, owner, go_path)
             return [
-                self._value(item, node["a"], f"{path}[{number}]", owner, go_path) if item is not None else {}
+                self._value(item, node["a"], f"{path}[{number}]", owner, go_path)
+                if item is not None
+                else _zero(node["a"])
                 for number, item in enumerate(value)
             ]
         if not isinstance(value, dict):

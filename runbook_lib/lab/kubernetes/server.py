@@ -277,18 +277,19 @@ class Call:
         if self.form.media == wire.YAML or self.form.pretty:
             return self.object(head | {"items": [self.cluster.view(kind, item.obj) for item in items]}, plain=True)
         bare = kind.custom is None and "view" not in kind.extras
-        rows_raw = b",".join(self._row(kind, item, bare=bare) for item in items)
+        prefix = encode({"kind": kind.kind, "apiVersion": kind.api_version})[:-1] + b","
+        rows_raw = b",".join([self._row(kind, item, prefix if bare else b"") for item in items])
         raw = encode(head)[:-1] + b',"items":[' + rows_raw + b"]}"
         return web.Response(body=raw, headers=self._headers("application/json"))
 
-    def _row(self, kind: Kind, item: Stored, *, bare: bool) -> bytes:
+    def _row(self, kind: Kind, item: Stored, prefix: bytes) -> bytes:
+        # Items of built-in lists carry no kind: `prefix` is what they begin with and lose.
         if item.obj.get("apiVersion") != kind.api_version:
             obj = self.cluster.view(kind, item.obj)
-            return encode({k: v for k, v in obj.items() if not bare or k not in ("kind", "apiVersion")})
+            return encode({k: v for k, v in obj.items() if not prefix or k not in ("kind", "apiVersion")})
         raw = item.raw()
-        if not bare:
+        if not prefix:
             return raw
-        prefix = encode({"kind": kind.kind, "apiVersion": kind.api_version})[:-1] + b","
         if raw.startswith(prefix):
             return b"{" + raw[len(prefix) :]
         return encode({k: v for k, v in item.obj.items() if k not in ("kind", "apiVersion")})

@@ -224,7 +224,13 @@ def read(raw: bytes, content_type: str, kind: str) -> Body:
             415, "UnsupportedMediaType",
             f"the body of the request was in an unknown format - accepted media types include: {MEDIA}",
         )  # fmt: skip
-    if not isinstance(body.value, dict):
+    if isinstance(body.value, dict):
+        for name in ("kind", "apiVersion"):
+            given = body.value.get(name)
+            if given is not None and not isinstance(given, str):
+                text = f"json: cannot unmarshal {_word(given)} into Go struct field .{name} of type string"
+                raise _unreadable(raw, kind, text)
+    else:
         word = {str: "string", list: "array", bool: "bool", type(None): "null"}.get(type(body.value), "number")
         shape = (
             'struct { APIVersion string "json:\\"apiVersion,omitempty\\""; Kind string "json:\\"kind,omitempty\\"" }'
@@ -234,6 +240,13 @@ def read(raw: bytes, content_type: str, kind: str) -> Body:
             return Body({})
         raise _unreadable(raw, kind, text)
     return body
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "bool"
+    known: dict[type, str] = {dict: "object", list: "array", str: "string"}
+    return known.get(type(value), "number")
 
 
 def _read_protobuf(raw: bytes) -> Body:
@@ -289,7 +302,7 @@ def read_patch(raw: bytes, content_type: str) -> Body:
         if content_type.startswith("application/apply-patch"):
             return read_yaml(raw) if raw[:1] not in (b"{", b"[") else read_json(raw)
         return read_json(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if content_type.startswith("application/apply-patch"):
             raise bad_request(f"error decoding YAML: {error}") from error
         raise bad_request(f"error decoding patch: {_go_syntax(raw, error)}") from error
