@@ -1,13 +1,12 @@
-"""The cluster as a whole: resources, status, next id, options, log, HA, backup and replication jobs."""
+"""The cluster as a whole: resources, status, next id, options, log, corosync."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import lxc as lxc  # registers the containers' endpoints, which no area loads by name
-from .nodes import REPLICATION_ID, figures, level
+from .nodes import figures, level
 from .qemu.guest import GuestState
 from .qemu.options import KEYBOARDS
 from .quorum import quorate
@@ -39,14 +38,8 @@ MODIFY = perm("/", "Sys.Modify")
 
 
 def load(state: PveState, section: Mapping[str, Any]) -> None:
-    """Fill datacenter options, HA resources, backup and replication jobs from a scenario."""
+    """Fill datacenter options and the log from a scenario."""
     state.datacenter = dict(section.get("datacenter") or {})
-    state.areas["ha"] = {"resources": dict((section.get("ha") or {}).get("resources") or {})}
-    state.areas["backup"] = dict(section.get("backup_jobs") or {})
-    state.areas["replication"] = {
-        name: {"id": name, "type": "local", "guest": int(name.partition("-")[0]), **job}
-        for name, job in (section.get("replication") or {}).items()
-    }
     state.areas["cluster_log"] = list(section.get("cluster_log") or ())
 
 
@@ -137,20 +130,35 @@ def resources(call: Call) -> Encoded:
             rows += [storage_resource(state, storage, node) for node in state.nodes if storage.on(node)]
     if kind in (None, "sdn") and call.allowed("/sdn/zones/localnetwork", "SDN.Audit", "SDN.Use", any_of=True):
         rows += [zone_resource(call, name) for name in state.nodes]
+    if kind in (None, "sdn"):
+        rows += [zone_resource(call, node, zone) for node in state.nodes for zone in visible_zones(call, node)]
     return Encoded.rows([*guests, *(encode(row) for row in rows)])
 
 
-def zone_resource(call: Call, node: str) -> dict[str, Any]:
-    """The row of a node's plain bridges, which count as the zone `localnetwork`."""
+def visible_zones(call: Call, node: str) -> list[str]:
+    """The running SDN zones of a node that the caller may see."""
+    from .sdn import zones_on  # sdn.py loads after this module
+
+    zones = zones_on(call.state, node)
+    return [name for name in zones if call.allowed(f"/sdn/zones/{name}", "SDN.Audit", "SDN.Allocate", any_of=True)]
+
+
+def zone_resource(call: Call, node: str, zone: str = "localnetwork") -> dict[str, Any]:
+    """The row of a zone on a node; its plain bridges count as the zone `localnetwork`."""
+    status = "ok"
+    if zone != "localnetwork":
+        from .sdn import zone_status  # sdn.py loads after this module
+
+        status = zone_status(call.state, zone, node)
     if call.flavour == "8.4":
-        return {"id": f"sdn/{node}/localnetwork", "type": "sdn", "sdn": "localnetwork", "node": node, "status": "ok"}
+        return {"id": f"sdn/{node}/{zone}", "type": "sdn", "sdn": zone, "node": node, "status": status}
     return {
-        "id": f"network/{node}/zone/localnetwork",
+        "id": f"network/{node}/zone/{zone}",
         "type": "network",
-        "network": "localnetwork",
+        "network": zone,
         "network-type": "zone",
         "node": node,
-        "status": "ok",
+        "status": status,
     }
 
 
@@ -431,205 +439,3 @@ def totem(call: Call) -> dict[str, Any] | None:
 def api_version(call: Call) -> str:
     """The version of the join API."""
     return "1"
-
-
-# --- high availability ----------------------------------------------------------------------------
-
-
-@route("GET", "/cluster/ha", permission=AUDIT)
-def ha_index(call: Call) -> list[dict[str, str]]:
-    """The names below ha."""
-    words = ["status", "resources", "groups"] + (["rules"] if call.flavour != "8.4" else [])
-    return names(*words, key="id")
-
-
-@route("GET", "/cluster/ha/status", permission="any")
-def ha_status_index(call: Call) -> list[dict[str, str]]:
-    """The names below ha/status."""
-    words = ["current", "manager_status"] + (["disarm-ha", "arm-ha"] if call.flavour != "8.4" else [])
-    return names(*words)
-
-
-def ha_resources(state: PveState) -> dict[str, dict[str, Any]]:
-    """The resources under HA, by sid."""
-    found: dict[str, dict[str, Any]] = state.areas.setdefault("ha", {}).setdefault("resources", {})
-    return found
-
-
-@route("GET", "/cluster/ha/status/current", permission=AUDIT)
-def ha_status(call: Call) -> list[dict[str, Any]]:
-    """Quorum, master and local managers, and each resource."""
-    state = call.state
-    local = state.local_node
-    has_quorum = quorate(state)
-    rows: list[dict[str, Any]] = [
-        {
-            "id": "quorum",
-            "type": "quorum",
-            "node": local,
-            "quorate": int(has_quorum),
-            "status": "OK" if has_quorum else "No quorum on node",
-        }
-    ]
-    managed = ha_resources(state)
-    if call.flavour != "8.4":
-        armed = "armed" if managed else "standby"
-        text = "armed" if managed else "standby (CRM watchdog standby)"
-        rows.append({"id": "fencing", "type": "fencing", "node": local, "status": text, "armed-state": armed})
-    if managed:
-        rows.append({"id": "master", "type": "master", "node": local, "status": f"{local} (active)"})
-        for node in state.nodes.values():
-            word = "active" if node.online else "old timestamp - dead?"
-            rows.append({"id": f"lrm:{node.name}", "type": "lrm", "node": node.name, "status": f"{node.name} ({word})"})
-        for sid, resource in managed.items():
-            guest = state.guests.get(int(sid.partition(":")[2]))
-            node_name = guest.node if guest else local
-            wanted = resource.get("state", "started")
-            rows.append(
-                {
-                    "id": f"service:{sid}",
-                    "type": "service",
-                    "sid": sid,
-                    "node": node_name,
-                    "state": wanted,
-                    "crm_state": wanted,
-                    "request_state": wanted,
-                    "status": f"{sid} ({node_name}, {wanted})",
-                }
-            )
-    return rows
-
-
-@route("GET", "/cluster/ha/status/manager_status", permission=AUDIT)
-def ha_manager_status(call: Call) -> dict[str, Any]:
-    """The HA manager's own view."""
-    state = call.state
-    nodes = {n.name: "online" if n.online else "unknown" for n in state.nodes.values()} if ha_resources(state) else {}
-    return {
-        "manager_status": {"node_status": nodes},
-        "quorum": {"node": state.local_node, "quorate": str(int(quorate(state)))},
-    }
-
-
-@route(
-    "GET",
-    "/cluster/ha/resources",
-    params={"type": String(optional=True, enum=("ct", "vm"))},
-    permission=AUDIT,
-)
-def list_ha_resources(call: Call) -> list[dict[str, Any]]:
-    """The resources under HA."""
-    wanted = call.params.get("type")
-    return [
-        {"sid": sid, "type": sid.partition(":")[0], "state": "started", "digest": "0" * 40, **resource}
-        for sid, resource in ha_resources(call.state).items()
-        if wanted in (None, sid.partition(":")[0])
-    ]
-
-
-@route("GET", "/cluster/ha/resources/{sid}", permission=AUDIT)
-def get_ha_resource(call: Call) -> dict[str, Any]:
-    """One resource under HA."""
-    sid = call.params["sid"]
-    if sid not in ha_resources(call.state):
-        raise PveError(500, f"no such resource '{sid}'")
-    return {"sid": sid, "type": sid.partition(":")[0], "state": "started", **ha_resources(call.state)[sid]}
-
-
-@route("GET", "/cluster/ha/groups", permission=AUDIT)
-def list_ha_groups(call: Call) -> list[dict[str, Any]]:
-    """The HA groups of 8; on 9 they have become rules."""
-    if call.flavour != "8.4" and call.state.cluster_name is not None:
-        raise PveError(500, "cannot index groups: ha groups have been migrated to rules")
-    return []
-
-
-@route("GET", "/cluster/ha/rules", permission=AUDIT)
-def list_ha_rules(call: Call) -> list[dict[str, Any]]:
-    """The HA rules of 9."""
-    if call.flavour == "8.4":
-        raise PveError(501, "Method 'GET /cluster/ha/rules' not implemented", newline=False)
-    return []
-
-
-# --- backup and replication -----------------------------------------------------------------------
-
-
-@route("GET", "/cluster/backup", permission=AUDIT)
-def list_backup_jobs(call: Call) -> list[dict[str, Any]]:
-    """The backup jobs."""
-    return [{"id": name, "type": "vzdump", **job} for name, job in call.state.areas.get("backup", {}).items()]
-
-
-@route("GET", "/cluster/backup/{id}", permission=AUDIT)
-def get_backup_job(call: Call) -> dict[str, Any]:
-    """One backup job."""
-    name = call.params["id"]
-    jobs = call.state.areas.get("backup", {})
-    if name not in jobs:
-        raise param_error({"id": f"No such job '{name}'"})
-    return {"id": name, "type": "vzdump", **jobs[name]}
-
-
-@route("GET", "/cluster/backup-info", permission="root-only")
-def backup_info_index(call: Call) -> list[dict[str, str]]:
-    """The names below backup-info."""
-    return names("not-backed-up", key="subdir")
-
-
-@route("GET", "/cluster/backup-info/not-backed-up", permission=AUDIT)
-def not_backed_up(call: Call) -> list[dict[str, Any]]:
-    """The guests that no backup job covers."""
-    covered: set[int] = set()
-    for job in call.state.areas.get("backup", {}).values():
-        if not job.get("enabled", 1):
-            continue
-        if job.get("all"):
-            excluded = {int(text) for text in split_list(str(job.get("exclude", "")))}
-            covered |= set(call.state.guests) - excluded
-        covered |= {int(text) for text in split_list(str(job.get("vmid", "")))}
-        pool = call.state.pools.get(str(job.get("pool", "")))
-        covered |= set(pool.vms) if pool else set()
-    rows = []
-    for guest in call.state.guests.values():
-        if guest.vmid not in covered:
-            row: dict[str, Any] = {"vmid": guest.vmid, "type": guest.kind}
-            if "name" in guest.config or "hostname" in guest.config:
-                row["name"] = guest.name
-            rows.append(row)
-    return rows
-
-
-@route("GET", "/cluster/replication", permission="any")
-def list_replication(call: Call) -> list[dict[str, Any]]:
-    """The replication jobs of guests the caller may audit."""
-    jobs = call.state.areas.get("replication", {}).values()
-    return [dict(job) for job in jobs if call.allowed(f"/vms/{job['guest']}", "VM.Audit")]
-
-
-@route("GET", "/cluster/replication/{id}", permission="any")
-def get_replication(call: Call) -> dict[str, Any]:
-    """One replication job."""
-    name = call.params["id"]
-    if not re.fullmatch(REPLICATION_ID, name):
-        raise param_error({"id": f"invalid format - invalid replication job id '{name}'\n"})
-    job = call.state.areas.get("replication", {}).get(name)
-    if job is None:
-        raise PveError(500, f"no such replication job '{name}'")
-    call.check(f"/vms/{job['guest']}", "VM.Audit")
-    return dict(job)
-
-
-# --- metrics --------------------------------------------------------------------------------------
-
-
-@route("GET", "/cluster/metrics", permission="any")
-def metrics_index(call: Call) -> list[dict[str, str]]:
-    """The names below metrics."""
-    return names("server")
-
-
-@route("GET", "/cluster/metrics/server", permission=AUDIT)
-def list_metric_servers(call: Call) -> list[dict[str, Any]]:
-    """The external metric servers; the lab has none."""
-    return []

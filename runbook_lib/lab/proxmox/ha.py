@@ -21,6 +21,7 @@ from .quorum import quorate, require_quorum
 from .routing import ROUTER, AuthId, Call, PveError, split_list
 from .schema import format_check
 from .sections import Section, Sections, check_digest, digest_of, edit, shown, stored
+from .worker import TaskContext
 
 if TYPE_CHECKING:
     from .state import PveState
@@ -789,12 +790,28 @@ def request(call: Call, wanted: str) -> str | None:
     if guest is None or call.extra.get("by") == "ha":
         return None
     sid = f"{'vm' if guest.kind == 'qemu' else 'ct'}:{guest.vmid}"
-    if not managed(state, sid) or call.auth is None:
+    if not managed(state, sid):
         return None
 
-    def work(task: Any) -> None:
+    def work(task: TaskContext) -> None:
         verb = "start" if wanted == "started" else "stop"
         task.log(f"Requesting HA {verb} for {sid.replace(':', ' ').upper()}")
         resources(state)[sid]["state"] = wanted
 
     return call.task("hastart" if wanted == "started" else "hastop", guest.vmid, work)
+
+
+def request_move(call: Call, target: str) -> str | None:
+    """The UPID of the task that asks HA to migrate the guest; None when HA does not look after it."""
+    state, guest = call.state, call.state.guests.get(call.params["vmid"])
+    if guest is None or call.extra.get("by") == "ha":
+        return None
+    sid = f"{'vm' if guest.kind == 'qemu' else 'ct'}:{guest.vmid}"
+    if not managed(state, sid):
+        return None
+
+    def work(task: TaskContext) -> None:
+        task.log(f"Requesting HA migration for {sid.replace(':', ' ').upper()} to node {target}")
+        ha(state)["commands"].append(("migrate", sid, target))
+
+    return call.task("hamigrate", guest.vmid, work)

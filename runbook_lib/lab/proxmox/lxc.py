@@ -96,10 +96,16 @@ def status_index(call: Call) -> list[dict[str, str]]:
     return [{"subdir": n} for n in ["current", "start", "stop", "shutdown", "migrate", "reboot", "suspend", "resume"]]
 
 
+def ha_row(call: Call) -> dict[str, Any]:
+    """Whether HA looks after the container, and how."""
+    known = call.state.areas.get("ha", {}).get("resources", {}).get(f"ct:{call.params['vmid']}")
+    return {"managed": 1, **known} if known else {"managed": 0}
+
+
 @route("GET", "/nodes/{node}/lxc/{vmid}/status/current", permission=AUDIT)
 def current_status(call: Call) -> dict[str, Any]:
     """One container's state and figures."""
-    return status_row(call.state, this(call, "lxc")) | {"ha": {"managed": 0}}
+    return status_row(call.state, this(call, "lxc")) | {"ha": ha_row(call)}
 
 
 @route("GET", "/nodes/{node}/lxc/{vmid}/interfaces", permission=AUDIT)
@@ -152,6 +158,11 @@ def _power(word: str, kind: str, seconds: float, params: Mapping[str, Param]) ->
     def act(call: Call) -> str:
         state, node, vmid = call.state, call.node, call.params["vmid"]
         find_guest(state, node, vmid, "lxc")
+        if word != "reboot":
+            from .ha import request  # HA needs the guests
+
+            if upid := request(call, "started" if word == "start" else "stopped"):
+                return upid
 
         async def work(task: TaskContext) -> None:
             guest = find_guest(state, node, vmid, "lxc")

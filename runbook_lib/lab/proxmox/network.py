@@ -275,13 +275,29 @@ def list_interfaces(call: Call) -> list[dict[str, Any]]:
                 continue
         elif wanted not in (None, "include_sdn", row["type"]):
             continue
-        zone = f"/sdn/zones/localnetwork/{row['iface']}"
+        zone = bridge_path(call.state, row["iface"])
         if row["type"] in BRIDGES and not call.allowed(zone, "SDN.Audit", "SDN.Use", any_of=True):
             continue
         rows.append(row)
+    if wanted in ("include_sdn", "any_bridge"):
+        vnets = running_vnets(call.state)
+        usable = [n for n in vnets if call.allowed(bridge_path(call.state, n), "SDN.Audit", "SDN.Use", any_of=True)]
+        rows += [{"iface": name, "type": "vnet", "active": 1, "comments": vnets[name].get("alias")} for name in usable]
     if diff := changes(network, call.clock.now()):
         call.extra["changes"] = diff
     return rows
+
+
+def running_vnets(state: PveState) -> dict[str, dict[str, Any]]:
+    """The vnets that are in force, by name."""
+    found: dict[str, dict[str, Any]] = state.areas.get("sdn", {}).get("running", {}).get("vnets", {})
+    return found
+
+
+def bridge_path(state: PveState, bridge: str) -> str:
+    """Where the right to use a bridge is given: below its zone, which for a plain bridge is `localnetwork`."""
+    zone = running_vnets(state).get(bridge, {}).get("zone", "localnetwork")
+    return f"/sdn/zones/{zone}/{bridge}"
 
 
 def find(call: Call, network: NetworkState) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import math
-import re
 import zoneinfo
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import storage as storages
 from .drift import drift, phase
-from .routing import Boolean, Call, Either, Integer, Param, PveError, String, one_of, only_9, param_error, perm, route
+from .routing import Boolean, Call, Either, Integer, Param, PveError, String, one_of, only_9, perm, route
 from .told import broadcast_at
 from .worker import TaskContext
 
@@ -377,10 +376,10 @@ def set_dns(call: Call) -> None:
 
 @route("GET", "/nodes/{node}/hosts", permission=perm("/", "Sys.Audit"))
 def hosts(call: Call) -> dict[str, str]:
-    """/etc/hosts with its digest."""
+    """/etc/hosts with its digest: as it was written, else as the installer wrote it."""
     lines = ["127.0.0.1 localhost.localdomain localhost"]
     lines += [f"{node.ip} {node.name}.{node.search} {node.name}" for node in call.state.nodes.values()]
-    text = "\n".join(lines) + "\n"
+    text = str(call.state.areas.get("hosts", {}).get(call.node, "\n".join(lines) + "\n"))
     return {"data": text, "digest": hashlib.sha1(text.encode()).hexdigest()}
 
 
@@ -900,54 +899,3 @@ def list_directories(call: Call) -> list[dict[str, Any]]:
 def list_zfs(call: Call) -> list[dict[str, Any]]:
     """ZFS pools; the lab has none."""
     return []
-
-
-# --- replication ----------------------------------------------------------------------------------
-
-
-@route(
-    "GET",
-    "/nodes/{node}/replication",
-    params={"guest": Integer(optional=True, format="pve-vmid", minimum=100, maximum=999999999)},
-    permission="any",
-)
-def node_replication(call: Call) -> list[dict[str, Any]]:
-    """The replication jobs whose guests are on this node."""
-    jobs = call.state.areas.get("replication", {}).values()
-    return [
-        replication_row(call, job)
-        for job in jobs
-        if call.state.guests[job["guest"]].node == call.node
-        and call.params.get("guest") in (None, job["guest"])
-        and call.allowed(f"/vms/{job['guest']}", "VM.Audit")
-    ]
-
-
-REPLICATION_ID = r"[1-9]\d{2,8}-\d{1,9}"
-
-
-def replication_row(call: Call, job: Mapping[str, Any]) -> dict[str, Any]:
-    """One job with when it ran last."""
-    now = int(call.clock.now())
-    return {
-        **job,
-        "source": call.node,
-        "duration": 3.2,
-        "fail_count": 0,
-        "last_sync": now - now % 900,
-        "last_try": now - now % 900,
-        "next_sync": now - now % 900 + 900,
-        "vmtype": "qemu",
-    }
-
-
-@route("GET", "/nodes/{node}/replication/{id}/status", permission="any")
-def node_replication_status(call: Call) -> dict[str, Any]:
-    """One replication job with when it ran last."""
-    if not re.fullmatch(REPLICATION_ID, call.params["id"]):
-        raise param_error({"id": f"invalid format - invalid replication job id '{call.params['id']}'\n"})
-    job = call.state.areas.get("replication", {}).get(call.params["id"])
-    if job is None:
-        raise PveError(500, f"no such replication job '{call.params['id']}'")
-    call.check(f"/vms/{job['guest']}", "VM.Audit")
-    return replication_row(call, job)

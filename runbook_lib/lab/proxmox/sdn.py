@@ -123,12 +123,6 @@ def plug(state: PveState) -> None:
     state.areas["vnets"] = sorted(sdn(state)["running"]["vnets"])
 
 
-def running_zone(state: PveState, vnet: str) -> str | None:
-    """The zone of a running vnet; None for a bridge that is none."""
-    found = sdn(state)["running"]["vnets"].get(vnet)
-    return str(found["zone"]) if found else None
-
-
 # --- formats --------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .declared import declared
 from .declared.system import TABLE
 from .ha import act, managed
-from .nodes import NodeState
+from .nodes import NodeState, hosts
 from .nodes import this as this_node
 from .qemu.guest import GuestState, power_off
 from .routing import Call, PveError, param_error, split_list
@@ -72,28 +72,10 @@ for _word, _kind in (("start", "srvstart"), ("stop", "srvstop"), ("restart", "sr
 # --- hosts, journal, counters ---------------------------------------------------------------------
 
 
-def hosts_of(state: PveState, node: NodeState) -> str:
-    """The node's /etc/hosts."""
-    written = state.areas.get("hosts", {}).get(node.name)
-    if written is not None:
-        return str(written)
-    lines = ["127.0.0.1 localhost.localdomain localhost"]
-    lines += [f"{each.ip} {each.name}.{each.search} {each.name}" for each in state.nodes.values()]
-    return "\n".join(lines) + "\n"
-
-
-@endpoint("GET /nodes/{node}/hosts")
-def read_hosts(call: Call) -> dict[str, str]:
-    """/etc/hosts with its digest."""
-    text = hosts_of(call.state, this_node(call))
-    return {"data": text, "digest": hashlib.sha1(text.encode()).hexdigest()}
-
-
 @endpoint("POST /nodes/{node}/hosts")
 def write_hosts(call: Call) -> None:
     """Nothing; /etc/hosts is written."""
-    current = read_hosts(call)["digest"]
-    if call.params.get("digest") not in (None, current):
+    if call.params.get("digest") not in (None, hosts(call)["digest"]):
         raise PveError(500, CHANGED)
     call.state.areas.setdefault("hosts", {})[call.node] = call.params["data"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import datetime as dt
 import re
@@ -9,6 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..drift import phase
+from ..network import bridge_path
 from ..routing import Boolean, Call, Integer, PveError, String, all_of, only_9, param_error, perm, route
 from ..storage import (
     StorageState,
@@ -105,7 +107,7 @@ def clone(call: Call) -> str:
     for _, net in ((key, parse_net(str(value))) for key, value in config.items() if re.fullmatch(r"net\d+", key)):
         if net.get("bridge"):
             tag = f"/{net['tag']}" if "tag" in net else ""
-            call.check(f"/sdn/zones/localnetwork/{net['bridge']}{tag}", "SDN.Use")
+            call.check(bridge_path(state, net["bridge"]) + tag, "SDN.Use")
     moment = state.clock.now()
     guest = GuestState(newid, target or node, config={"lock": "clone"}, created=moment, changed=moment)
     guest.bootable, guest.os = source.bootable, dict(source.os)
@@ -114,7 +116,7 @@ def clone(call: Call) -> str:
     description, title, pool = params.get("description"), params.get("name"), params.get("pool")
 
     async def work(task: TaskContext) -> None:
-        made: list[tuple[str, str]] = []
+        made: list[str] = []
         new = {
             key: value
             for key, value in config.items()
@@ -122,17 +124,16 @@ def clone(call: Call) -> str:
         }
         try:
             for key, options, how in plan:
-                text = await copy_drive(state, guest, source, key, options, how, params, task)
-                new[key] = text
-                if how != "keep":
-                    made.append((guest.node, text.partition(",")[0]))
+                new[key] = await copy_drive(state, guest, source, key, options, how, params, task, made)
             for key in [key for key in new if re.fullmatch(r"net\d+", key)]:
                 net = parse_net(str(new[key]))
                 net.pop("macaddr", None)
                 new[key] = with_mac(state, guest, key, print_net(net))
-        except (PveError, TaskError) as error:
-            free_volumes(state, guest.node, [volid for _, volid in made])
+        except (PveError, TaskError, asyncio.CancelledError) as error:
+            free_volumes(state, guest.node, made)
             state.guests.pop(newid, None)
+            if isinstance(error, asyncio.CancelledError):
+                raise
             raise TaskError(f"clone failed: {error}") from error
         new |= identity(str(newid))
         new["name"] = title or (f"Copy-of-VM-{config['name']}" if "name" in config else f"Copy-of-VM-{vmid}")
@@ -178,8 +179,9 @@ async def copy_drive(
     how: str,
     params: dict[str, Any],
     task: TaskContext,
+    allocated: list[str],
 ) -> str:
-    """The drive's config text in the clone, once its volume is there."""
+    """The drive's config text in the clone, once its volume is there; what was allocated is added to `allocated`."""
     if how == "keep":
         return print_options(options)
     volid = options["file"]
@@ -191,6 +193,7 @@ async def copy_drive(
         task.log(f"create linked clone of drive {key} ({volid})")
         name = next_disk_name(state, storage, guest.node, guest.vmid, volume.format)
         made = allocate(state, guest.node, storage, guest.vmid, volume.size, fmt=volume.format, name=name, parent=volid)
+        allocated.append(made.volid)
         if storage.file_based:
             path = volid.partition(":")[2]
             task.log(f"clone {path}: images, {name}, {guest.vmid} to {name} (base=../{path})")
@@ -213,6 +216,7 @@ async def copy_drive(
         if volume.used > 0:
             require_room(state, goal, guest.node, volume.used)
         made = allocate(state, guest.node, goal, guest.vmid, volume.size, fmt=fmt, name=own_name)
+        allocated.append(made.volid)
         task.log(creation_log(goal, made))
         if not cloud_init:
             await copy_progress(task, volume.size)
@@ -375,6 +379,10 @@ def migrate(call: Call) -> str:
     if target == call.node:
         raise param_error({"target": "target is local node."})
     guest = find_guest(state, call.node, params["vmid"])
+    from ..ha import request_move  # HA needs the guests
+
+    if upid := request_move(call, target):
+        return upid
     check_lock(guest)
     if guest.running and not params.get("online"):
         raise PveError(500, "can't migrate running VM without --online")

@@ -7,6 +7,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..network import bridge_path
 from ..nodes import HISTORY, TIMEFRAME, moments
 from ..quorum import quorate
 from ..routing import Boolean, Call, Integer, PveError, Rule, String, only_9, param_error, perm, route, split_list
@@ -151,7 +152,7 @@ def check_options(call: Call, vmid: int, options: Mapping[str, Any], pool: str |
                     {option: "invalid format - format error\nmodel: property is missing and it is not optional\n"}
                 )
             if bridge := net.get("bridge"):
-                path = f"/sdn/zones/localnetwork/{bridge}" + (f"/{net['tag']}" if "tag" in net else "")
+                path = bridge_path(call.state, bridge) + (f"/{net['tag']}" if "tag" in net else "")
                 call.check(path, "SDN.Use")
         elif DRIVE.match(option):
             check_drive(call, vmid, option, str(value))

@@ -79,6 +79,13 @@ def found(call: Call) -> Callable[[], GuestState]:
     return lambda: find_guest(state, node, vmid)
 
 
+def ha_request(call: Call, wanted: str) -> str | None:
+    """The UPID of what HA is asked instead, when it looks after the guest."""
+    from ..ha import request  # HA needs the guests
+
+    return request(call, wanted)
+
+
 SKIPLOCK = {"skiplock": Boolean(optional=True)}
 
 
@@ -102,6 +109,8 @@ SKIPLOCK = {"skiplock": Boolean(optional=True)}
 )
 def start(call: Call) -> str:
     """The UPID of a start."""
+    if upid := ha_request(call, "started"):
+        return upid
     skiplock, guest_of, state = check_skiplock(call), found(call), call.state
 
     async def work(task: TaskContext) -> None:
@@ -131,6 +140,8 @@ def start(call: Call) -> str:
 )
 def stop(call: Call) -> str:
     """The UPID of a hard stop; a stopped VM stays stopped, which is no error."""
+    if upid := ha_request(call, "stopped"):
+        return upid
     skiplock, guest_of, state = check_skiplock(call), found(call), call.state
 
     async def work(task: TaskContext) -> None:
@@ -158,6 +169,8 @@ def stop(call: Call) -> str:
 )
 def shutdown(call: Call) -> str:
     """The UPID of an orderly shutdown; a guest without an operating system never reacts to one."""
+    if upid := ha_request(call, "stopped"):
+        return upid
     skiplock, guest_of, state = check_skiplock(call), found(call), call.state
     timeout, force = call.params.get("timeout", 180), call.params.get("forceStop")
 
