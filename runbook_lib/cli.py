@@ -374,14 +374,47 @@ def lab_status(dir: DirOption = None, json_: JsonOption = False) -> None:
 
 
 @lab_app.command("down")
-def lab_down(dir: DirOption = None) -> None:
+def lab_down(
+    keep: Annotated[bool, typer.Option("--keep", help="Go on with this state at the next start.")] = False,
+    dir: DirOption = None,
+) -> None:
     """Stop the lab.
 
-    Examples: `runbook lab down`
+    Examples: `runbook lab down` · `runbook lab down --keep`
     """
     from runbook_lib.lab import control
 
-    typer.echo("the lab is down" if control.down(_lab_folder(dir)) else "the lab was not up", err=True)
+    typer.echo("the lab is down" if control.down(_lab_folder(dir), keep=keep) else "the lab was not up", err=True)
+
+
+@lab_app.command("snapshot")
+def lab_snapshot(
+    file: Annotated[Path, typer.Argument(help="Where the state goes; secrets are in it.", show_default=False)],
+    dir: DirOption = None,
+) -> None:
+    """Write the lab's whole state, both clusters, to one file.
+
+    Examples: `runbook lab snapshot before.json`
+    """
+    from runbook_lib.lab import control
+
+    told = control.snapshot(file, _lab_folder(dir))
+    typer.echo(f"{told['file']}: {told['bytes']} bytes", err=True)
+
+
+@lab_app.command("restore")
+def lab_restore(
+    file: Annotated[Path, typer.Argument(help="What `runbook lab snapshot` wrote.", show_default=False)],
+    dir: DirOption = None,
+) -> None:
+    """Put the state of a file in the place of the lab's own.
+
+    Examples: `runbook lab restore before.json`
+    """
+    from runbook_lib.lab import control
+
+    told = control.restore(file, _lab_folder(dir))
+    typer.echo(f"scenario {told.get('scenario', '')} as it was kept", err=True)
 
 
 @lab_app.command("reset")
@@ -421,14 +454,17 @@ def lab_scenario(
 @lab_app.command("fault")
 def lab_fault(
     rule: Annotated[
-        list[str] | None, typer.Argument(help="Fields as name=value: system, method, path, status, times …")
+        list[str] | None,
+        typer.Argument(help="Fields as name=value: system, path, status, times, task …"),
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Take all faults away.")] = False,
     dir: DirOption = None,
 ) -> None:
     """Make the lab's APIs misbehave, until told otherwise.
 
-    Examples: `runbook lab fault system=proxmox path=/nodes status=503 times=2` · `runbook lab fault --clear`
+    Examples: `runbook lab fault system=proxmox path=/nodes status=503 times=2` ·
+    `runbook lab fault task=qmclone text="no space left"` · `runbook lab fault certificate=expired` ·
+    `runbook lab fault --clear`
     """
     from runbook_lib.lab import control
 

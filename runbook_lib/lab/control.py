@@ -264,13 +264,13 @@ def _await_ready(folder: Path, process: subprocess.Popen[bytes], pipe: int, bega
     raise LabError(asked, said[-1] if said else f"exit code {process.returncode}", f"see {folder / 'lab.log'}")
 
 
-def down(folder: str | Path | None = None) -> bool:
-    """Whether there was a lab to stop; when this returns its process is gone."""
+def down(folder: str | Path | None = None, *, keep: bool = False) -> bool:
+    """Whether there was a lab to stop; when this returns its process is gone. With `keep` the next one goes on."""
     folder = (Path(folder) if folder else default_folder()).resolve()
     running = status(folder)
     if running is None:
         return False
-    request(folder, "POST", "/shutdown")
+    request(folder, "POST", "/shutdown", {"keep": keep})
     deadline = time.monotonic() + STOP_SECONDS
     while time.monotonic() < deadline:
         if not _alive(int(running["pid"])):
@@ -317,6 +317,16 @@ def scenario(name: str, folder: str | Path | None = None) -> dict[str, Any]:
 def fault(rule: Mapping[str, Any] | None, folder: str | Path | None = None) -> dict[str, Any]:
     """The faults in force after this rule was added; None takes all of them away. See `faults.Fault`."""
     return request(folder or default_folder(), "POST", "/fault", rule if rule is not None else {"clear": True})
+
+
+def snapshot(file: str | Path, folder: str | Path | None = None) -> dict[str, Any]:
+    """Where the lab's whole state lies now, and how long it is; only its owner can read it."""
+    return request(folder or default_folder(), "POST", "/snapshot", {"file": str(Path(file).resolve())})
+
+
+def restore(file: str | Path, folder: str | Path | None = None) -> dict[str, Any]:
+    """The lab's status after it took the state of that file in the place of its own."""
+    return request(folder or default_folder(), "POST", "/restore", {"file": str(Path(file).resolve())})
 
 
 def advance(seconds: float, folder: str | Path | None = None) -> dict[str, Any]:

@@ -30,7 +30,9 @@ from . import scenario as scenarios
 from .clock import Clock
 from .control import socket_path
 from .faults import Faults, fault_from
+from .kubernetes import state as kubernetes_kept
 from .platform import NAMES, Platform, build, kubeconfig
+from .proxmox import kept as proxmox_kept
 from .proxmox.permissions import Token, hash_password
 from .proxmox.server import create_app as create_proxmox
 from .proxmox.state import PveState
@@ -40,6 +42,8 @@ log = logging.getLogger("runbook_lib.lab")
 
 ROOT = "root@pam"
 TOKEN = "rehearsal"
+KEPT = "kept.json"
+"""Where a lab that was asked to keep its state leaves it for the next one in the folder."""
 GRACE_SECONDS = 0.1
 LOOK_SECONDS = 2.0
 
@@ -111,6 +115,33 @@ class Lab:
             self.scenario, self.faults = wanted, Faults(self.clock, rules)
             await self._serve_proxmox(state)
             await self._serve_kubernetes(platform)
+            self._write()
+
+    def kept(self) -> dict[str, Any]:
+        """Everything the lab knows now: scenario, faults, both clusters."""
+        if self.state is None or self._platform is None:
+            raise LabError("keep the lab's state", "the lab is not up yet")
+        return {
+            "scenario": self.scenario.name,
+            "faults": self.faults.rules(),
+            "proxmox": proxmox_kept.taken(self.state),
+            "kubernetes": kubernetes_kept.snapshot(self._platform.cluster),
+        }
+
+    async def give_back(self, kept: Mapping[str, Any]) -> None:
+        """Put what `kept` told in the place of everything; its scenario is loaded first, for what is not kept."""
+        missing = {"scenario", "faults", "proxmox", "kubernetes"} - kept.keys()
+        if missing:
+            raise ValueError(f"no snapshot of a lab: it lacks {', '.join(sorted(missing))}")
+        await self.load(str(kept["scenario"]))
+        async with self._changing:
+            if self.state is None or self._platform is None:
+                raise LabError("give the lab its state back", "the lab is not up yet")
+            state = proxmox_kept.given_back(self.state, dict(kept["proxmox"]))
+            await self.state.tasks.cancel()
+            self.faults = Faults(self.clock, [fault_from(entry) for entry in kept["faults"]])
+            await self._serve_proxmox(state)
+            kubernetes_kept.restore(self._platform.cluster, dict(kept["kubernetes"]))
             self._write()
 
     async def _serve_proxmox(self, state: PveState) -> None:
@@ -285,7 +316,19 @@ def control_app(lab: Lab, stop: asyncio.Event) -> web.Application:
         lab.clock.rescale(float(body["scale"]))
         return lab.status()
 
-    async def shutdown(_: Mapping[str, Any]) -> Any:
+    async def snapshot(body: Mapping[str, Any]) -> Any:
+        path = Path(str(body["file"]))
+        text = await asyncio.to_thread(json.dumps, lab.kept(), separators=(",", ":"))
+        write_private(path, text)
+        return {"file": str(path), "bytes": len(text)}
+
+    async def restore(body: Mapping[str, Any]) -> Any:
+        await lab.give_back(_read_kept(Path(str(body["file"]))))
+        return lab.status()
+
+    async def shutdown(body: Mapping[str, Any]) -> Any:
+        if body.get("keep"):
+            await snapshot({"file": lab.folder / KEPT})
         asyncio.get_running_loop().call_later(0.01, stop.set)
         return {"pid": os.getpid()}
 
@@ -297,10 +340,22 @@ def control_app(lab: Lab, stop: asyncio.Event) -> web.Application:
         ("/fault", fault),
         ("/clock/advance", advance),
         ("/clock/scale", scale),
+        ("/snapshot", snapshot),
+        ("/restore", restore),
         ("/shutdown", shutdown),
     ):
         app.router.add_post(path, answer(handler))
     return app
+
+
+def _read_kept(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise LabError(f"read the lab's state from {path}", " ".join(str(error).split())) from error
+    if not isinstance(found, dict):
+        raise LabError(f"read the lab's state from {path}", "no snapshot of a lab")
+    return found
 
 
 async def run(lab: Lab, ready: Callable[[], None]) -> None:
@@ -313,6 +368,10 @@ async def run(lab: Lab, ready: Callable[[], None]) -> None:
     path = socket_path(lab.folder)
     try:
         await lab.load()
+        kept = lab.folder / KEPT
+        if kept.is_file():
+            await lab.give_back(_read_kept(kept))
+            kept.unlink()
         path.unlink(missing_ok=True)
         await runner.setup()
         await web.UnixSite(runner, str(path)).start()

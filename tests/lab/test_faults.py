@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import ssl
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from proxmox_site import eventually, finished, login, refusal, start
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from proxmox_site import eventually, finished, login, refusal, start  # lies beside this file
 
 from runbook_lib.lab import control
 from runbook_lib.lab.clock import Clock

@@ -128,6 +128,11 @@ class Tasks:
         self._by_upid[upid] = task
         return task
 
+    def remember(self, task: TaskState) -> None:
+        """Take in a task that another process ran."""
+        self._by_upid[task.upid] = task
+        self._pid = max(self._pid, task.pid)
+
     def start(self, kind: str, id: str, work: Work, *, node: str, user: str) -> str:
         """The UPID of a task that has begun; like a forked worker it outlives the request."""
         task = self.new(kind, id, node=node, user=user)
