@@ -296,3 +296,27 @@ def test_kubectl_diff_changes_nothing(kubectl: Kubectl) -> None:
     shown = kubectl("diff", "-f", "-", given=body | {"data": {"a": "2"}})
     assert '+  a: "2"' in shown.stdout
     assert json.loads(kubectl("get", "cm", "diffed", "-o", "json").stdout)["data"] == {"a": "1"}
+
+
+def test_kubectl_rolls_scales_and_drains(kubectl: Kubectl, api: client.ApiClient) -> None:
+    """A rollout is followed, a workload scaled, and a node cordoned and emptied by eviction."""
+    template = {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}}
+    spec = {"replicas": 1, "selector": {"matchLabels": {"app": "web"}}, "template": template}
+    body = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": spec}
+    assert kubectl("apply", "-f", "-", given=body).returncode == 0
+    assert "scaled" in kubectl("scale", "deployment/web", "--replicas=3").stdout
+    assert kubectl("get", "deploy", "web", "-o", "jsonpath={.spec.replicas}").stdout == "3"
+    assert "image updated" in kubectl("set", "image", "deployment/web", "c=i:2").stdout
+    status = {"observedGeneration": 3, "replicas": 3, "updatedReplicas": 3, "readyReplicas": 3, "availableReplicas": 3}
+    client.AppsV1Api(api).patch_namespaced_deployment_status("web", "default", {"status": status})
+    followed = kubectl("rollout", "status", "deployment/web", "--timeout=5s")
+    assert "successfully rolled out" in followed.stdout, followed.stderr
+    core = client.CoreV1Api(api)
+    core.create_node({"metadata": {"name": "drained"}})
+    core.create_namespaced_pod("default", POD | {"metadata": {"name": "leaves"}})
+    target = {"apiVersion": "v1", "kind": "Node", "name": "drained"}
+    binding = {"metadata": {"name": "leaves"}, "target": target}
+    core.create_namespaced_binding("default", binding, _preload_content=False)
+    drained = kubectl("drain", "drained", "--force", "--ignore-daemonsets", "--grace-period=0", "--timeout=10s")
+    assert "node/drained drained" in drained.stdout, drained.stderr
+    assert "SchedulingDisabled" in kubectl("get", "node", "drained").stdout
