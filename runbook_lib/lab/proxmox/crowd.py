@@ -35,8 +35,8 @@ def expanded(section: Mapping[str, Any]) -> Mapping[str, Any]:
     pattern.pop("ip", None)
     for number in range(len(nodes) + 1, wanted + 1):
         nodes[f"pve{number}"] = pattern
-    guests = dict(section.get("guests") or {})
-    guests.update(_guests(crowd, list(nodes)))
+    # the scenario's own guests keep their ids
+    guests = {**_guests(crowd, list(nodes)), **(section.get("guests") or {})}
     return {**section, "nodes": nodes, "guests": guests}
 
 
