@@ -75,10 +75,10 @@ class EventLog:
         """Write one line and tell the listener; redacted."""
         from runbook_lib.secrets import redact_json
 
-        entry: Event = redact_json({"time": now(), "event": event, **to_dict(data)})
-        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
-        with self._lock:
-            os.write(self._file, line)
+        told = redact_json({"event": event, **to_dict(data)})
+        with self._lock:  # the time is taken within it, so that no line is older than the one before
+            entry: Event = {"time": now(), **told}
+            os.write(self._file, json.dumps(entry, ensure_ascii=False).encode() + b"\n")
             if self._listener:
                 self._listener(entry)
 

@@ -16,6 +16,36 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # the helpers beside the tests: homes, two_sides
 
 
+TOGETHER = {"test_whole_run.py": "whole", "test_canary.py": "whole"}
+"""Files that share a session's fixture, so that one worker runs them all."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
+    """Whole files to a worker, since the tests of a file share its lab.
+
+    `--dist loadgroup` alone does nothing with pytest 9.2: pytest-dev/pytest-xdist#1386.
+    """
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler.loadscope import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        """The tests of one file, or of files that belong together, are one piece of work."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return TOGETHER.get(Path(file).name, file)
+
+    config.option.loadscopereorder = False  # the order is that of the collection, below
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, so that no worker has nothing to do at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout under test."""
