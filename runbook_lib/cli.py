@@ -387,6 +387,21 @@ def lab_down(
     typer.echo("the lab is down" if control.down(_lab_folder(dir), keep=keep) else "the lab was not up", err=True)
 
 
+@lab_app.command("node")
+def lab_node(
+    name: Annotated[str, typer.Argument(help="A Proxmox node; not the one that answers.", show_default=False)],
+    up: Annotated[bool, typer.Option("--up/--down", help="It boots, or it dies.", show_default=False)],
+    dir: DirOption = None,
+) -> None:
+    """Let a Proxmox node die, or return.
+
+    Examples: `runbook lab node pve3 --down` · `runbook lab node pve3 --up`
+    """
+    from runbook_lib.lab import control
+
+    emit_json(control.node(name, online=up, folder=_lab_folder(dir)))
+
+
 @lab_app.command("snapshot")
 def lab_snapshot(
     file: Annotated[Path, typer.Argument(help="Where the state goes; secrets are in it.", show_default=False)],

@@ -319,6 +319,11 @@ def fault(rule: Mapping[str, Any] | None, folder: str | Path | None = None) -> d
     return request(folder or default_folder(), "POST", "/fault", rule if rule is not None else {"clear": True})
 
 
+def node(name: str, *, online: bool, folder: str | Path | None = None) -> dict[str, Any]:
+    """Which Proxmox nodes are online, after this one was lost or has returned."""
+    return request(folder or default_folder(), "POST", "/node", {"name": name, "online": online})
+
+
 def snapshot(file: str | Path, folder: str | Path | None = None) -> dict[str, Any]:
     """Where the lab's whole state lies now, and how long it is; only its owner can read it."""
     return request(folder or default_folder(), "POST", "/snapshot", {"file": str(Path(file).resolve())})

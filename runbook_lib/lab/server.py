@@ -33,6 +33,7 @@ from .faults import Faults, fault_from
 from .kubernetes import state as kubernetes_kept
 from .platform import NAMES, Platform, build, kubeconfig
 from .proxmox import kept as proxmox_kept
+from .proxmox import outage
 from .proxmox.permissions import Token, hash_password
 from .proxmox.server import create_app as create_proxmox
 from .proxmox.state import PveState
@@ -326,6 +327,12 @@ def control_app(lab: Lab, stop: asyncio.Event) -> web.Application:
         await lab.give_back(_read_kept(Path(str(body["file"]))))
         return lab.status()
 
+    async def node(body: Mapping[str, Any]) -> Any:
+        if lab.state is None:
+            raise LabError("change a node", "the lab is not up yet")
+        (outage.give_back if body["online"] else outage.lose)(lab.state, str(body["name"]))
+        return {"nodes": {name: each.online for name, each in lab.state.nodes.items()}}
+
     async def shutdown(body: Mapping[str, Any]) -> Any:
         if body.get("keep"):
             await snapshot({"file": lab.folder / KEPT})
@@ -340,6 +347,7 @@ def control_app(lab: Lab, stop: asyncio.Event) -> web.Application:
         ("/fault", fault),
         ("/clock/advance", advance),
         ("/clock/scale", scale),
+        ("/node", node),
         ("/snapshot", snapshot),
         ("/restore", restore),
         ("/shutdown", shutdown),

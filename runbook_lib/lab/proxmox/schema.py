@@ -342,6 +342,23 @@ PROPERTY_STRINGS: dict[str, Mapping[str, Param]] = {
         "enabled": Boolean(optional=True, default_key=True),
         "storage": String(optional=True, format="pve-storage-id"),
     },
+    "pve-tfa-config": {
+        "type": String(enum=("yubico", "oath")),
+        "id": String(optional=True),
+        "key": String(optional=True),
+        "url": String(optional=True),
+        "digits": Integer(optional=True, minimum=6, maximum=8),
+        "step": Integer(optional=True, minimum=10),
+    },
+    "realm-sync-options": {
+        "enable-new": Boolean(optional=True),
+        "full": Boolean(optional=True),
+        "purge": Boolean(optional=True),
+        "remove-vanished": String(
+            optional=True, pattern=r"^((?:(?:acl|properties|entry);)*(?:acl|properties|entry)|none)$"
+        ),
+        "scope": String(optional=True, enum=("users", "groups", "both")),
+    },
     "backup-performance": {
         "max-workers": Integer(optional=True, minimum=1, maximum=256),
         "pbs-entries-max": Integer(optional=True, minimum=1),

@@ -81,6 +81,20 @@ DEFAULT_CONTENT = {
     "cephfs": "backup",
     "pbs": "backup",
 }
+_FILES = "images rootdir vztmpl iso backup snippets import none"
+HOLDS = {
+    **dict.fromkeys(("dir", "btrfs", "nfs", "cifs"), _FILES),
+    **dict.fromkeys(("lvm", "lvmthin", "zfspool", "rbd"), "images rootdir none"),
+    "cephfs": "vztmpl iso backup snippets import none",
+    "glusterfs": "images vztmpl iso backup snippets import none",
+    "iscsi": "images none",
+    "iscsidirect": "images none",
+    "zfs": "images none",
+    "pbs": "backup none",
+    "esxi": "import none",
+}
+"""What each type of storage can hold; of anything else the real parser warns, and leaves it out."""
+
 EXTENSIONS = {
     "iso": r"\.(iso|img)$",
     "vztmpl": r"\.tar\.(gz|xz|zst|bz2)$",
@@ -288,7 +302,11 @@ def usage(state: PveState, storage: StorageState, node: str) -> tuple[int, int, 
         return 0, 0, 0
     where = storage.at(node)
     total = storage.total.get(where, 0)
-    used = storage.occupied.get(where, 0) + state.volumes.used(where, storage.storage)
+    if storage.type == "lvm":  # thick: a volume takes at once all that it may ever need
+        written = sum(volume.size for volume in state.volumes.on(where, storage.storage))
+    else:
+        written = state.volumes.used(where, storage.storage)
+    used = storage.occupied.get(where, 0) + written
     return total, min(used, total), max(total - used, 0)
 
 
@@ -344,7 +362,7 @@ def allocate(
     volid = disk_volid(storage, vmid, name)
     if parent and storage.file_based:
         volid = f"{parent}/{vmid}/{name}"
-    elif parent and storage.type == "rbd":
+    elif parent and storage.type in ("rbd", "zfspool"):
         volid = f"{parent}/{name}"
     if (storage.at(node), volid) in state.volumes:
         raise PveError(500, f"disk image '{volume_path(storage, volid)}' already exists")
@@ -553,7 +571,7 @@ def apply_options(storage: StorageState, params: Mapping[str, Any]) -> None:
     """Write the given options into the entry."""
     for key, value in params.items():
         if key == "content":
-            storage.content = split_list(value)
+            storage.content = [kind for kind in split_list(value) if kind in HOLDS[storage.type].split()]
         elif key == "nodes":
             storage.nodes = split_list(value) or None
         elif key == "disable":

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..routing import Boolean, Call, PveError, String, perm, route
 from ..storage import MIB, allocate, creation_log, human, remove_volume, require_active
 from ..worker import TaskContext, TaskError
 from .config import has_feature, snapshot_config
 from .drives import drives, is_cdrom, is_cloud_init
-from .guest import Snapshot, agent_answers, check_lock, digest, find_guest, merged, power_off, power_on, this
+from .guest import (
+    GuestState,
+    Snapshot,
+    agent_answers,
+    check_lock,
+    digest,
+    find_guest,
+    merged,
+    power_off,
+    power_on,
+    this,
+)
 from .power import found
+
+if TYPE_CHECKING:
+    from ..state import PveState
 
 NAME = {"snapname": String(format="pve-configid", max_length=40)}
 AUDIT = perm("/vms/{vmid}", "VM.Audit")
@@ -102,6 +116,16 @@ def _state_storage(call: Call) -> str:
     return "local"
 
 
+def check_most_recent(state: PveState, guest: GuestState, name: str) -> None:
+    """Nothing, or the refusal of ZFS, which can only go back one step."""
+    later = [other for other, snapshot in guest.snapshots.items() if snapshot.snaptime > guest.snapshots[name].snaptime]
+    newest = list(guest.snapshots)[-1]
+    for _, options in drives(guest.snapshots[name].config):
+        storage = state.storages.get(options.get("file", "").partition(":")[0])
+        if storage is not None and storage.type == "zfspool" and (later or newest != name):
+            raise TaskError(f"can't rollback, '{name}' is not most recent snapshot on '{options['file']}'")
+
+
 @route("GET", "/nodes/{node}/qemu/{vmid}/snapshot/{snapname}", params=NAME, permission="any")
 def snapshot_index(call: Call) -> list[dict[str, str]]:
     """The names below one snapshot."""
@@ -155,6 +179,7 @@ def rollback(call: Call) -> str:
         check_lock(guest)
         if name not in guest.snapshots:
             raise TaskError(f"snapshot '{name}' does not exist")
+        check_most_recent(state, guest, name)
         snapshot = guest.snapshots[name]
         if guest.running:
             power_off(state, guest)

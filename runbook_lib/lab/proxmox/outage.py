@@ -1,0 +1,46 @@
+"""A node that dies and returns: what `runbook lab node` does to the emulated cluster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .qemu.guest import power_off, power_on
+
+if TYPE_CHECKING:
+    from .nodes import NodeState
+    from .state import PveState
+
+
+def found(state: PveState, name: str) -> NodeState:
+    """The node; raises ValueError for one that is not there, or that answers for all others."""
+    if name not in state.nodes:
+        raise ValueError(f"no such node: {name}; there are {', '.join(state.nodes)}")
+    if name == state.local_node:
+        raise ValueError(f"{name} is the node that answers; without it there is no API")
+    return state.nodes[name]
+
+
+def lose(state: PveState, name: str) -> None:
+    """Nothing; the node is gone: requests about it answer 595, its tasks have died, its guests are unknown in time."""
+    node = found(state, name)
+    if not node.online:
+        return
+    node.online, node.lost_at = False, state.clock.now()
+    for task in state.tasks:
+        if task.node == name and task.running:
+            state.tasks.stop(task.upid)
+
+
+def give_back(state: PveState, name: str) -> None:
+    """Nothing; the node has booted: of the guests it still holds, those with `onboot` run again."""
+    node = found(state, name)
+    if node.online:
+        return
+    node.online, node.booted, node.told = True, state.clock.now(), None
+    for guest in state.guests.values():
+        if guest.node != name:
+            continue
+        if guest.running:
+            power_off(state, guest)
+        if guest.config.get("onboot") and not guest.template and not guest.lock:
+            power_on(state, guest)
