@@ -835,35 +835,7 @@ def _require_subject(access: Access, kind: str, who: str) -> None:
             raise PveError(500, f"ACL update failed: no such token '{tokenid}' for user '{userid}'")
 
 
-# ---------------------------------------------------------------------------------------------- domains
-
-
-@route("GET", "/access/domains", permission="world")
-def list_domains(call: Call) -> list[dict[str, Any]]:
-    """The realms one can log in to; the login page asks before anybody is known."""
-    return [
-        {"realm": name, "type": realm.type} | ({"comment": realm.comment} if realm.comment else {})
-        for name, realm in call.state.access.realms.items()
-    ]
-
-
-@route(
-    "GET",
-    "/access/domains/{realm}",
-    permission=perm("/access/realm", "Realm.Allocate", "Sys.Audit", any_of=True),
-    params={"realm": String(format="pve-realm", max_length=32)},
-)
-def read_domain(call: Call) -> dict[str, Any]:
-    """One realm's configuration."""
-    name = call.params["realm"]
-    realm = call.state.access.realms.get(name)
-    if realm is None:
-        raise PveError(500, f"domain '{name}' does not exist")
-    plugin = {"pam": "PVE::Auth::PAM", "pve": "PVE::Auth::PVE"}.get(realm.type, f"PVE::Auth::{realm.type.upper()}")
-    # The digest of an empty domains.cfg, as a fresh server has it.
-    return {"type": realm.type, "comment": realm.comment, "plugin": plugin} | {
-        "digest": "da39a3ee5e6b4b0d3255bfef95601890afd80709"
-    }
+# ---------------------------------------------------------------------------------------------- openid
 
 
 @route("GET", "/access/openid", permission="any")

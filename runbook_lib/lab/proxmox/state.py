@@ -44,6 +44,8 @@ AREAS = (
     "mapping",
     "certificates",
     "ceph",
+    "realms",
+    "notifications",
 )
 """Modules of this package that hold endpoints, in the order in which they load a scenario."""
 

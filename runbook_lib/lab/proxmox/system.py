@@ -90,7 +90,10 @@ def journal_lines(call: Call) -> list[str]:
         entries.append((task.starttime, f"{head} starting task {task.upid}"))
         if task.endtime is not None:
             entries.append((task.endtime, f"{head} end task {task.upid} {task.exitstatus}"))
-    return [f"{dt.datetime.fromtimestamp(moment, dt.UTC):%b %d %H:%M:%S} {text}" for moment, text in sorted(entries)]
+    return [
+        f"{dt.datetime.fromtimestamp(moment, dt.UTC):%b %d %H:%M:%S} {text}"
+        for moment, text in sorted(entries, key=lambda e: e[0])
+    ]
 
 
 @endpoint("GET /nodes/{node}/journal")
