@@ -97,7 +97,9 @@ def test_what_the_cluster_shows_is_older_than_what_the_node_knows(pve: Any, fini
     upid = pve.nodes("pve2").qemu.post(vmid=160, name="young", memory=512)
     rows = {row["vmid"]: row for row in pve.cluster.resources.get(type="vm")}
     assert rows[101]["name"] == "cp-1"
-    assert rows[160]["status"] == "unknown" or rows[160]["name"] == "young"
+    # a broadcast may fall into the creation, when the config holds nothing but its lock
+    assert rows[160].get("name") in (None, "VM 160", "young")
+    assert rows[160]["status"] == ("stopped" if "name" in rows[160] else "unknown")
     finish(upid)
     eventually(lambda: {r["vmid"]: r for r in pve.cluster.resources.get(type="vm")}[160].get("name") == "young")
 
