@@ -52,7 +52,7 @@ POINTS = (
     Point("token-asked-for", "13", "proxmox", "POST", r"/token/capmox", "/access/users/runbook-capmox@pve/token"),
     Point("first-install", "13", "proxmox", "POST", r"/pools", "/pools/runbook"),
     Point("access-granted", "13", "proxmox", "PUT", r"/access/acl", "/access/acl"),
-    Point("quota-applied", "13", "kubernetes", "*", r"/resourcequotas", "v1/ResourceQuota/"),
+    Point("quota-applied", "13", "kubernetes", "PATCH", r"/resourcequotas/(?!.*dryRun)", "v1/ResourceQuota/"),
     Point("volume-freed", "13", "proxmox", "DELETE", r"/content/", "/nodes/"),
     Point("probe-namespace", "12", "kubernetes", "*", r"/namespaces/runbook-probe-[0-9a-f]+(\?|$)", "v1/Namespace/"),
     Point("probe-pod", "12", "kubernetes", "*", r"/pods/runbook-probe", "v1/Pod/"),
