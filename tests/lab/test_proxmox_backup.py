@@ -13,6 +13,7 @@ import pytest
 from runbook_lib.lab import control
 from runbook_lib.lab.proxmox import backup
 from runbook_lib.lab.proxmox.calendar import next_run, parse_event
+from runbook_lib.lab.proxmox.state import Volumes
 from runbook_lib.lab.proxmox.storage import VolumeState
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -121,6 +122,16 @@ def test_retention_marks_and_removes(pve: Any) -> None:
         assert sorted(row["mark"] for row in rows) == ["keep", "remove"]
     assert finished(pve, pruning.delete(vmid=960, **{"prune-backups": "keep-last=1"})) == "OK"
     assert len(node.storage("local").content.get(content="backup", vmid=960)) == 1
+
+
+def test_a_volume_that_is_taken_is_gone_from_its_storage():
+    """Pruning by dict.pop left the backup in the storage's list."""
+    kept = Volumes()
+    kept["pve1", "s:backup/a.vma"] = VolumeState("s:backup/a.vma", "backup", "vma", 1, 1, 0, vmid=100)
+    with pytest.raises(TypeError, match=r"take\(\)"):
+        kept.pop(("pve1", "s:backup/a.vma"))
+    assert kept.take(("pve1", "s:backup/a.vma")) is not None
+    assert kept.on("pve1", "s") == []
 
 
 def volumes(*ages_days: float) -> list[VolumeState]:

@@ -530,7 +530,7 @@ async def back_up(
         gone = [v for v, mark in marks(backups(state, storage, node, vmid=vmid), str(keep)) if mark == "remove"]
         for old in gone:
             task.log(f"INFO: removing backup '{old.volid}'")
-            state.volumes.pop((storage.at(node), old.volid), None)
+            state.volumes.take((storage.at(node), old.volid))
         task.log(f"INFO: pruned {len(gone)} backup(s) not covered by keep-retention policy")
     took = int(state.clock.now() - began)
     task.log(f"INFO: Finished Backup of VM {vmid} ({took // 3600:02}:{took // 60 % 60:02}:{took % 60:02})")
@@ -693,7 +693,7 @@ def prune(call: Call) -> str:
             task.log(f"{mark:10} {guest_kind(volume):6} {volume.volid}")
             if mark == "remove":
                 await task.sleep(0.5)
-                state.volumes.pop((storage.at(node), volume.volid), None)
+                state.volumes.take((storage.at(node), volume.volid))
 
     return call.task("prunebackups", f"{vmid}@{name}" if vmid else name, work)
 

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..clock import Clock
 from .crowd import expanded
@@ -85,6 +85,10 @@ class Volumes(dict[tuple[str, str], "VolumeState"]):
         if found is not None:
             del self[key]
         return found
+
+    def pop(self, *_: object) -> NoReturn:
+        """Refused: dict.pop would leave the volume among those of its storage."""
+        raise TypeError("a volume goes by take() or del")
 
 
 class PveState:
