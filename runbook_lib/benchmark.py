@@ -70,12 +70,6 @@ def under_load(
     ]
 
 
-def throughput(measurement: Measurement, concurrency: int) -> float | None:
-    """Requests a second that the readings amount to at this concurrency; None of no readings."""
-    mean = measurement.mean
-    return concurrency * 1000 / mean if mean else None
-
-
 def _measure(
     client: Client,
     name: str,

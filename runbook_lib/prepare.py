@@ -564,8 +564,7 @@ def _first(preferred: Iterable[str] | None, online: Iterable[str]) -> str:
 def namespace(kube: Any, site: Any, run: str, *, step: str = "13") -> Wanted:
     """The test namespace under the `restricted` Pod Security level, with a quota that bounds every mistake."""
     name = site.names.namespace
-    levels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
-    home = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": levels}}
+    home = restricted_namespace(name)
     quota = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",
@@ -583,6 +582,12 @@ def namespace(kube: Any, site: Any, run: str, *, step: str = "13") -> Wanted:
     first = install_object(kube, home, run, summary="Namespace of the tests, Pod Security level restricted")
     second = install_object(kube, quota, run, summary="Quota of the test namespace")
     return Wanted(first.changes + second.changes, first.unchanged + second.unchanged).numbered(step)
+
+
+def restricted_namespace(name: str) -> dict[str, Any]:
+    """A Namespace that holds its pods to the `restricted` Pod Security level."""
+    levels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": levels}}
 
 
 def install_object(kube: Any, manifest: Mapping[str, Any], run: str, *, summary: str) -> Wanted:

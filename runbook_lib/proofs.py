@@ -15,7 +15,6 @@ from runbook_lib.prepare import Wanted
 
 API_PORT = 8006
 PROBE_SECONDS = 180
-PODS = "/api/v1/namespaces/{namespace}/pods"
 
 
 # --- pods that try a connection ----------------------------------------------------------------------
@@ -27,8 +26,7 @@ def probes(k8s: Any, site: Any, run: str, nodes: Iterable[KubeNode], cluster: Cl
     They live in a namespace of their own, borrowed with them, so that this works before anything is prepared.
     """
     home = f"{site.names.prefix}-probe-{run.rpartition('-')[2].lower()}"
-    levels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
-    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": home, "labels": levels}}
+    space = prepare.restricted_namespace(home)
     wanted = prepare.borrow_object(space, run, summary="Namespace of the probe pods", step=step)
     hosts = [member.ip for member in cluster.members if member.online and member.ip]
     ready = [node.name for node in nodes if node.ready == "True"]
