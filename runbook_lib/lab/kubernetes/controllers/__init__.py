@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from . import scheduler
-from .client import Cache, KubeClient
+from .client import KubeClient
 from .context import Clock, Context
 from .kubelet import Kubelets
 from .network import World, world
+from .processes import Processes, Program
 
 __all__ = ["Handles", "World", "start_all", "world"]
 
-log = logging.getLogger(__name__)
+MANAGERS: tuple[Callable[[Context], Coroutine[Any, Any, None]], ...] = ()
+"""What the controller manager runs on every cluster: functions of a Context."""
+
+PROGRAMS: tuple[Program, ...] = ()
+"""What runs as containers do, by their image."""
 
 
 @dataclass
@@ -26,7 +28,6 @@ class Handles:
 
     context: Context
     kubelets: Kubelets
-    tasks: list[asyncio.Task[None]]
 
     async def ready(self) -> None:
         """Returns once the caches hold what the server has."""
@@ -34,10 +35,7 @@ class Handles:
 
     async def stop(self) -> None:
         """Ends every controller and its connections."""
-        for task in self.tasks:
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.context.stop()
         await self.context.client.close()
 
 
@@ -52,24 +50,12 @@ async def start_all(
 
     `section` is the scenario's `kubernetes:` and tells what lies outside the cluster.
     """
+    section = section or {}
     client = KubeClient(base_url, token, ca_file, name="lab-controllers")
-    context = Context(
-        client, clock, world(section or {}), Cache(client, "/api/v1/pods"), Cache(client, "/api/v1/nodes")
-    )
-    kubelets = Kubelets(context)
-    work = {
-        "pods": context.pods.run(),
-        "nodes": context.nodes.run(),
-        "scheduler": scheduler.run(context),
-        "kubelets": kubelets.run(),
-    }
-    loop = asyncio.get_running_loop()
-    tasks = [loop.create_task(coroutine, name=f"lab-{name}") for name, coroutine in work.items()]
-    for task in tasks:
-        task.add_done_callback(_report)
-    return Handles(context, kubelets, tasks)
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception():
-        log.error("controller %s ended", task.get_name(), exc_info=task.exception())
+    context = Context(client, clock, world(section), seed=int(section.get("seed", 1)))
+    kubelets = Kubelets(context, Processes(context, PROGRAMS))
+    context.spawn(scheduler.run(context), name="lab-scheduler")
+    context.spawn(kubelets.run(), name="lab-kubelets")
+    for manager in MANAGERS:
+        context.spawn(manager(context), name=f"lab-{manager.__module__.rpartition('.')[2]}")
+    return Handles(context, kubelets)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -12,6 +14,8 @@ from .client import Cache, KubeClient, Object, Refused
 from .network import View, World
 
 log = logging.getLogger(__name__)
+
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 
 class Clock(Protocol):
@@ -28,19 +32,63 @@ class Clock(Protocol):
 
 @dataclass
 class Context:
-    """The shared surroundings of all controllers of one cluster."""
+    """The shared surroundings of all controllers of one cluster.
+
+    `seed` makes chance repeat: a controller that throws dice takes `random.Random(f"{seed}/…")`.
+    """
 
     client: KubeClient
     clock: Clock
     world: World
-    pods: Cache
-    nodes: Cache
+    seed: int = 1
+    _caches: dict[str, Cache] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _names: Any = field(default_factory=itertools.count)
 
-    async def synced(self) -> None:
-        """Returns once both caches hold what the server has."""
-        await self.pods.synced.wait()
-        await self.nodes.synced.wait()
+    def cache(self, path: str) -> Cache:
+        """The shared cache of a resource, by its list path over all namespaces; it runs from the first asking on."""
+        known = self._caches.get(path)
+        if known is None:
+            known = self._caches[path] = Cache(self.client, path)
+            if path != DEFINITIONS:
+                known.definitions = self.cache(DEFINITIONS)
+            self.spawn(known.run(), name=f"lab-cache {path}")
+        return known
+
+    def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+        """The task that does the work until it ends or the cluster is stopped. Its failure is logged."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception():
+            log.error("%s ended", task.get_name(), exc_info=task.exception())
+
+    async def stop(self) -> None:
+        """Ends every task that was spawned here."""
+        while self._tasks:
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def pods(self) -> Cache:
+        """The cache of all pods."""
+        return self.cache("/api/v1/pods")
+
+    @property
+    def nodes(self) -> Cache:
+        """The cache of all nodes."""
+        return self.cache("/api/v1/nodes")
+
+    async def synced(self, *caches: Cache) -> None:
+        """Returns once these caches (or those of pods and nodes) hold what the server has."""
+        for cache in caches or (self.pods, self.nodes):
+            await cache.synced.wait()
 
     def stamp(self, *, micro: bool = False) -> str:
         """The present as Kubernetes writes it."""

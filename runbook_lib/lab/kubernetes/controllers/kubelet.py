@@ -17,6 +17,7 @@ import aiohttp
 from .client import MERGE, STRATEGIC, Key, Object, Refused, key_of
 from .context import Context
 from .network import Outcome, connect, ready_nodes_of
+from .processes import Processes
 from .programs import Ended, Place, Runs, execute
 from .programs import run as run_program
 
@@ -48,6 +49,7 @@ class Kubelets:
     """
 
     context: Context
+    processes: Processes
     logs: dict[tuple[str, str, str], list[tuple[str, str]]] = field(default_factory=dict)
     shortest_deadline: float = 5.0
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
@@ -130,6 +132,8 @@ class Kubelets:
             self._start(uid, self._live(pod))
             if pod["spec"].get("activeDeadlineSeconds"):
                 self._start(f"{uid}/deadline", self._deadline(pod))
+        elif uid not in self._tasks and (running := self._running_programs(pod)):
+            self._start(uid, self._adopt(pod, running))
 
     def _start(self, key: str, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -317,7 +321,7 @@ class Kubelets:
             identity = "containerd://" + _digest(f"{pod['metadata']['uid']}/{container['name']}/{restarts}")
             seen = {"containerID": identity, "restartCount": restarts, "lastState": last}
             await self._set(pod, container, base, {**seen, "state": {"running": {"startedAt": begun}}}, running=True)
-            result = await run_program(container, self._place(pod, container))
+            result = await self._run_container(pod, container)
             self._write(pod, container, result.output)
             if isinstance(result, Runs):
                 return
@@ -337,6 +341,27 @@ class Kubelets:
                                 kind="Warning", component="kubelet", host=node)  # fmt: skip
             await context.clock.sleep(pause)
             restarts, pause = restarts + 1, min(pause * 2, BACK_OFF_MOST)
+
+    async def _run_container(self, pod: Object, container: Object) -> Ended | Runs:
+        program = self.processes.knows(container)
+        if program is None:
+            return await run_program(container, self._place(pod, container))
+        return await self.processes.serve(program, pod, container, lambda said: self._write(pod, container, said))
+
+    def _running_programs(self, pod: Object) -> list[Object]:
+        """Containers of a seeded pod that run a controller."""
+        states = {entry["name"]: entry["state"] for entry in pod.get("status", {}).get("containerStatuses") or ()}
+        return [
+            container
+            for container in pod["spec"]["containers"]
+            if "running" in states.get(container["name"], {}) and self.processes.knows(container)
+        ]
+
+    async def _adopt(self, pod: Object, containers: list[Object]) -> None:
+        """Runs the programs of containers that were running when this kubelet began."""
+        results = await asyncio.gather(*(self._run_container(pod, container) for container in containers))
+        for container, result in zip(containers, results, strict=True):
+            self._write(pod, container, result.output)
 
     async def _set(self, pod: Object, container: Object, base: Object, seen: Object, *, running: bool) -> None:
         """Reports one container's new state together with what the others were last seen doing."""

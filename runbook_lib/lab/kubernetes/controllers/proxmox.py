@@ -1,0 +1,87 @@
+"""A small client of the Proxmox VE API, as a controller in the cluster uses it: a token from a Secret, over TLS."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+
+class ProxmoxRefused(Exception):
+    """Proxmox VE answered with an error: `status`, the reason phrase and the body's text."""
+
+    def __init__(self, status: int, reason: str, body: str = "") -> None:
+        super().__init__(f"{status} {reason}")
+        self.status, self.reason, self.body = status, reason, body
+
+
+class ProxmoxClient:
+    """One token at one server. `url` is the base, with or without /api2/json. Close it when done.
+
+    `ca` is a PEM text to trust; without it and with `insecure` the certificate is not looked at.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        secret: str,
+        *,
+        ca: str = "",
+        insecure: bool = False,
+        agent: str = "Go-http-client/1.1",
+    ) -> None:
+        parts = urlsplit(url if "//" in url else f"https://{url}")
+        self.base_url = f"{parts.scheme}://{parts.netloc}/api2/json"
+        context: ssl.SSLContext | bool = ssl.create_default_context(cadata=ca) if ca else True
+        headers = {"Authorization": f"PVEAPIToken={token}={secret}", "User-Agent": agent}
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=False if insecure and not ca else context, limit=8),
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(60),
+        )
+
+    async def __aenter__(self) -> ProxmoxClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends every connection."""
+        await self._session.close()
+
+    async def get(self, path: str, **query: Any) -> Any:
+        """The `data` of the answer. Raises ProxmoxRefused, aiohttp.ClientError, TimeoutError."""
+        return await self._request("GET", path, params={key: str(value) for key, value in query.items()})
+
+    async def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The `data` of the answer to a JSON body."""
+        return await self._request("POST", path, json=dict(body or {}))
+
+    async def put(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The `data` of the answer to a JSON body."""
+        return await self._request("PUT", path, json=dict(body or {}))
+
+    async def delete(self, path: str, **query: Any) -> Any:
+        """The `data` of the answer; a DELETE has no body."""
+        return await self._request("DELETE", path, params={key: str(value) for key, value in query.items()})
+
+    async def upload(self, path: str, filename: str, content: bytes, **fields: str) -> Any:
+        """The UPID of an upload: multipart, the fields before the file."""
+        form = aiohttp.FormData()
+        for key, value in fields.items():
+            form.add_field(key, value)
+        form.add_field("filename", content, filename=filename, content_type="application/octet-stream")
+        return await self._request("POST", path, data=form)
+
+    async def _request(self, method: str, path: str, **given: Any) -> Any:
+        async with self._session.request(method, self.base_url + path, **given) as answer:
+            text = await answer.text()
+            if answer.status >= 400:
+                raise ProxmoxRefused(answer.status, answer.reason or "", text)
+            return json.loads(text).get("data") if text else None

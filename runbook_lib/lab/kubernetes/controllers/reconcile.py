@@ -1,0 +1,126 @@
+"""The work queue under every controller: an object's key is worked on once at a time and again when it changed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+import aiohttp
+
+from .client import Cache, Key, Object, Refused, key_of
+from .context import Context
+
+log = logging.getLogger(__name__)
+
+Work = Callable[[Key, Object | None], Awaitable[float | None]]
+"""Brings one object nearer to its wish. Gets the object from the cache, None when it is gone; returns None, or
+the seconds of the lab after which to be called again without a change."""
+Mapped = tuple[Cache, Callable[[Object], Iterable[Key]]]
+"""Another resource, and which keys to work on when one of its objects changes."""
+
+FIRST_PAUSE, LAST_PAUSE = 0.05, 5.0  # real seconds, as requests take real time
+
+
+async def reconcile(
+    context: Context, cache: Cache, work: Work, *, also: Sequence[Mapped] = (), workers: int = 4
+) -> None:
+    """Works until cancelled: on every object of the cache, on each that changes, and on those mapped from `also`.
+
+    A refusal or a lost connection is tried again with growing pauses; a conflict at once. Each call of `work` sees
+    caches that hold at least what its own earlier writes answered, if it awaited `Cache.caught_up`.
+    """
+    queue = _Queue()
+
+    def changed(_kind: str, item: Object) -> None:
+        queue.add(key_of(item))
+
+    cache.handlers.append(changed)
+    mapped: list[tuple[Cache, Callable[[str, Object], None]]] = []
+    for other, keys_of in also:
+
+        def told(_kind: str, item: Object, keys_of: Callable[[Object], Iterable[Key]] = keys_of) -> None:
+            for key in keys_of(item):
+                queue.add(key)
+
+        other.handlers.append(told)
+        mapped.append((other, told))
+    try:
+        await context.synced(cache, *(other for other, _ in also))
+        for key in list(cache.items):
+            queue.add(key)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(workers):
+                group.create_task(_serve(context, cache, work, queue))
+    finally:
+        cache.handlers.remove(changed)
+        for other, handler in mapped:
+            other.handlers.remove(handler)
+        queue.close()
+
+
+class _Queue:
+    """Keys to work on, each at most once; a key that is being worked on waits until that has ended."""
+
+    def __init__(self) -> None:
+        self._ready: asyncio.Queue[Key] = asyncio.Queue()
+        self._queued: set[Key] = set()
+        self._busy: set[Key] = set()
+        self._again: set[Key] = set()
+        self._later: dict[Key, asyncio.Task[None]] = {}
+        self.failures: dict[Key, int] = {}
+
+    def add(self, key: Key) -> None:
+        if key in self._busy:
+            self._again.add(key)
+        elif key not in self._queued:
+            self._queued.add(key)
+            self._ready.put_nowait(key)
+
+    async def take(self) -> Key:
+        key = await self._ready.get()
+        self._queued.discard(key)
+        self._busy.add(key)
+        if timer := self._later.pop(key, None):
+            timer.cancel()
+        return key
+
+    def done(self, key: Key) -> None:
+        self._busy.discard(key)
+        if key in self._again:
+            self._again.discard(key)
+            self.add(key)
+
+    def add_later(self, key: Key, waiting: Awaitable[None]) -> None:
+        async def wait() -> None:
+            await waiting
+            if self._later.get(key) is task:
+                del self._later[key]
+            self.add(key)
+
+        if timer := self._later.pop(key, None):
+            timer.cancel()
+        task = self._later[key] = asyncio.get_running_loop().create_task(wait())
+
+    def close(self) -> None:
+        for timer in self._later.values():
+            timer.cancel()
+
+
+async def _serve(context: Context, cache: Cache, work: Work, queue: _Queue) -> None:
+    while True:
+        key = await queue.take()
+        try:
+            after = await work(key, cache.items.get(key))
+        except (Refused, aiohttp.ClientError, TimeoutError, OSError) as error:
+            count = queue.failures[key] = queue.failures.get(key, 0) + 1
+            conflict = isinstance(error, Refused) and error.code == 409
+            log.debug("%s %s: %s", cache.path, "/".join(key), error)
+            pause = FIRST_PAUSE / 5 if conflict and count < 5 else min(FIRST_PAUSE * 2**count, LAST_PAUSE)
+            queue.add_later(key, asyncio.sleep(pause))
+        else:
+            queue.failures.pop(key, None)
+            if after is not None:
+                queue.add_later(key, context.clock.sleep(after))
+        finally:
+            queue.done(key)
