@@ -43,6 +43,8 @@ def unfold(note: Any) -> Json:
         return _shared(note[1:]) if note.startswith("@") else _scalar(note)
     if isinstance(note, list):
         return _list(note)
+    if "$type" in note:
+        return unfold(note["$type"]) | {"x-kubernetes-validations": _rules(note)}
     return _object(note)
 
 
@@ -61,7 +63,7 @@ def _scalar(note: str) -> Json:
             names = ("minLength", "maxLength") if text else ("minimum", "maximum")
             row |= {name: int(bound) for name, bound in zip(names, bounds.groups(), strict=True) if bound}
         else:
-            row["enum"] = word.split("|")
+            row["enum"] = word.replace("~", " ").split("|")
     return row
 
 
@@ -95,7 +97,7 @@ def _object(note: Mapping[str, Any]) -> Json:
         row["x-kubernetes-preserve-unknown-fields"] = True
     if note.get("$null"):
         row["nullable"] = True
-    rules = [{"rule": rule, "message": text} for rule, text in (note.get("$rules") or {}).items()]
+    rules = _rules(note)
     if chosen := note.get("$xor"):
         test = ", ".join(f"has(self.{name})" for name in chosen)
         text = f"exactly one of {' or '.join(chosen)} must be set"
@@ -103,6 +105,10 @@ def _object(note: Mapping[str, Any]) -> Json:
     if rules:
         row["x-kubernetes-validations"] = rules
     return row
+
+
+def _rules(note: Mapping[str, Any]) -> list[Json]:
+    return [{"rule": rule, "message": text} for rule, text in (note.get("$rules") or {}).items()]
 
 
 @cache

@@ -59,6 +59,7 @@ cilium.io CiliumIdentity ciliumidentities v2 cluster ciliumid
 kubeovn.io Subnet subnets v1 cluster subnet
 kubeovn.io IP ips v1 cluster
 kubeovn.io Vpc vpcs v1 cluster
+kubeovn.io Vlan vlans v1 cluster vlan
 kubeovn.io ProviderNetwork provider-networks v1 cluster
 piraeus.io LinstorCluster linstorclusters v1 cluster
 piraeus.io LinstorSatelliteConfiguration linstorsatelliteconfigurations v1 cluster
@@ -71,6 +72,7 @@ cert-manager.io ClusterIssuer clusterissuers v1 cluster
 metallb.io IPAddressPool ipaddresspools v1beta1 namespaced
 metallb.io L2Advertisement l2advertisements v1beta1 namespaced
 operator.victoriametrics.com VMCluster vmclusters v1beta1 namespaced
+operator.victoriametrics.com VMSingle vmsingles v1beta1 namespaced
 operator.victoriametrics.com VMAgent vmagents v1beta1 namespaced
 operator.victoriametrics.com VMAlert vmalerts v1beta1 namespaced
 operator.victoriametrics.com VMAlertmanager vmalertmanagers v1beta1 namespaced vma
@@ -86,6 +88,7 @@ monitoring.coreos.com PrometheusRule prometheusrules v1 namespaced promrule
 grafana.integreatly.org Grafana grafanas v1beta1 namespaced
 grafana.integreatly.org GrafanaDashboard grafanadashboards v1beta1 namespaced
 grafana.integreatly.org GrafanaDatasource grafanadatasources v1beta1 namespaced
+grafana.integreatly.org GrafanaFolder grafanafolders v1beta1 namespaced
 kubevirt.io KubeVirt kubevirts v1,v1alpha3 namespaced kv,kvs
 kubevirt.io VirtualMachine virtualmachines v1,v1alpha3 namespaced vm,vms
 kubevirt.io VirtualMachineInstance virtualmachineinstances v1,v1alpha3 namespaced vmi,vmis
@@ -104,6 +107,11 @@ cozystack.io PackageSource packagesources v1alpha1 cluster pks
 cozystack.io ApplicationDefinition applicationdefinitions v1alpha1 cluster
 cozystack.io Workload workloads v1alpha1 namespaced
 cozystack.io WorkloadMonitor workloadmonitors v1alpha1 namespaced
+backups.cozystack.io Plan plans v1alpha1 namespaced
+backups.cozystack.io BackupJob backupjobs v1alpha1 namespaced
+backups.cozystack.io Backup backups v1alpha1 namespaced
+backups.cozystack.io BackupClass backupclasses v1alpha1 cluster
+backups.cozystack.io RestoreJob restorejobs v1alpha1 namespaced
 etcd-operator.cozystack.io EtcdCluster etcdclusters v1alpha2 namespaced
 gateway.networking.k8s.io Gateway gateways v1 namespaced gtw
 gateway.networking.k8s.io GatewayClass gatewayclasses v1 cluster gc

@@ -430,7 +430,17 @@ def monitoring(times: Times) -> list[Object]:
     }
     rows = (
         ("v1beta1", "VMAgent", "vmagent", "cozy-monitoring", vmagent),
-        ("v1beta1", "VMAlert", "vmalert-shortterm", _ROOT, {"selectAllByDefault": True, "evaluationInterval": "15s"}),
+        (
+            "v1beta1",
+            "VMAlert",
+            "vmalert-shortterm",
+            _ROOT,
+            {
+                "selectAllByDefault": True,
+                "evaluationInterval": "15s",
+                "datasource": {"url": "http://vmselect-shortterm.tenant-root.svc:8481/select/0/prometheus"},
+            },
+        ),
         ("v1beta1", "VMAlertmanager", "alertmanager", _ROOT, {"replicaCount": 2}),
         ("v1", "VLCluster", "generic", _ROOT, {"vlinsert": {"replicaCount": 1}, "vlstorage": {"retentionPeriod": "1"}}),
     )
