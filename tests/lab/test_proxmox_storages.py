@@ -127,7 +127,10 @@ def test_thick_storage_runs_out(pve: Any) -> None:
     """What is allocated is gone, and comes back when it is freed."""
     content = pve.nodes("pve1").storage("small").content
     refused = refusal(lambda: content.post(vmid=900, filename="vm-900-disk-0", size="9G"))
-    assert refused.content == "not enough free space in volume group 'small'"
+    assert refused.content == (
+        "lvcreate 'small/vm-900-disk-0' error:   Volume group \"small\" has insufficient free space "
+        "(1536 extents): 2304 required."
+    )
 
 
 def test_memory_runs_out_and_comes_back(pve: Any) -> None:

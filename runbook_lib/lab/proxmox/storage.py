@@ -296,13 +296,18 @@ def volumes_on(state: PveState, storage: StorageState, node: str) -> list[Volume
     return state.volumes.on(storage.at(node), storage.storage)
 
 
+def thick(storage: StorageState) -> bool:
+    """Whether a volume takes at once all that it may ever need: LVM, and ZFS that is not told to be sparse."""
+    return storage.type == "lvm" or (storage.type == "zfspool" and not storage.options.get("sparse"))
+
+
 def usage(state: PveState, storage: StorageState, node: str) -> tuple[int, int, int]:
     """Total, used and available bytes on `node`; zeros where it is not active."""
     if not storage.active(node):
         return 0, 0, 0
     where = storage.at(node)
     total = storage.total.get(where, 0)
-    if storage.type == "lvm":  # thick: a volume takes at once all that it may ever need
+    if thick(storage):
         written = sum(volume.size for volume in state.volumes.on(where, storage.storage))
     else:
         written = state.volumes.used(where, storage.storage)
@@ -366,17 +371,77 @@ def allocate(
         volid = f"{parent}/{name}"
     if (storage.at(node), volid) in state.volumes:
         raise PveError(500, f"disk image '{volume_path(storage, volid)}' already exists")
-    total, taken, free = usage(state, storage, node)
-    if storage.type == "lvm" and size > free:
-        vg = storage.options.get("vgname", "pve")
-        raise PveError(500, f"not enough free space in volume group '{vg}'")
-    if used > free or (total and taken >= total):
+    if why := no_space(state, storage, node, size, volid):
+        raise PveError(500, why)
+    if used > usage(state, storage, node)[2]:
         raise PveError(500, f"unable to create image: no space left on storage '{storage.storage}'")
     return add_volume(
         state,
         storage.at(node),
         VolumeState(volid, content, fmt, size, used, int(state.clock.now()), vmid=vmid, parent=parent),
     )
+
+
+EXTENT = 4 * MIB
+"""What LVM hands out at a time."""
+
+
+def no_space(state: PveState, storage: StorageState, node: str, size: int, volid: str) -> str:
+    """What the storage's own tool says when a volume of that size cannot be made; empty when it can.
+
+    Thin storage promises anything until it is full; a raw file takes no room before it is written to.
+    """
+    free, name = usage(state, storage, node)[2], volid.rpartition("/")[2].rpartition(":")[2]
+    room = size <= free if thick(storage) else free > 0
+    if room or not (storage.total.get(storage.at(node)) or thick(storage)):
+        return ""
+    pool, group = storage.options.get("pool", "rpool"), storage.options.get("vgname", "pve")
+    match storage.type:
+        case "lvm":
+            needed, left = -(-size // EXTENT), free // EXTENT
+            text = f'Volume group "{group}" has insufficient free space ({left} extents): {needed} required.'
+            return f"lvcreate '{group}/{name}' error:   {text}"
+        case "lvmthin":
+            thin = f"{group}/{storage.options.get('thinpool', 'data')}"
+            text = f"Cannot create new thin volume, free space in thin pool {thin} reached threshold."
+            return f"lvcreate '{group}/{name}' error:   {text}"
+        case "zfspool":
+            return f"zfs error: cannot create '{pool}/{name}': out of space"
+        case "rbd":
+            return f"rbd create '{name}' error: rbd: create error: (28) No space left on device"
+        case _:
+            return f"unable to create image: qemu-img: {volume_path(storage, volid)}: No space left on device"
+
+
+def no_growth(state: PveState, storage: StorageState, node: str, volume: VolumeState, more: int) -> str:
+    """What the storage's own tool says when a volume cannot grow by `more` bytes; empty when it can."""
+    free = usage(state, storage, node)[2]
+    if not thick(storage) or more <= free:
+        return ""
+    if storage.type == "lvm":
+        text = f"Insufficient free space: {-(-more // EXTENT)} extents needed, but only {free // EXTENT} available"
+        return f"error resizing volume '{volume_path(storage, volume.volid)}':   {text}"
+    name = f"{storage.options.get('pool', 'rpool')}/{volume.name.rpartition('/')[2]}"
+    return f"zfs error: cannot set property for '{name}': size is greater than available space"
+
+
+def fill(
+    state: PveState, task: TaskContext | None, node: str, volume: VolumeState, used: int, source: VolumeState
+) -> None:
+    """Let `used` bytes of `source` take their room in the new volume. Raises TaskError when there is too little.
+
+    The bytes count from the beginning, so that of two copies that do not fit together the second one fails.
+    """
+    storage = state.storages[volume.storage]
+    free = usage(state, storage, node)[2]
+    if thick(storage) or used <= free:
+        volume.used = used
+        return
+    if task is not None:
+        task.log(f"qemu-img: error while writing at byte {free // 512 * 512}: No space left on device")
+    origin, goal = volume_path(state.storages[source.storage], source.volid), volume_path(storage, volume.volid)
+    command = f"/usr/bin/qemu-img convert -p -n -f {source.format} -O {volume.format} {origin} {goal}"
+    raise TaskError(f"copy failed: command '{command}' failed: exit code 1")
 
 
 def creation_log(storage: StorageState, volume: VolumeState) -> str:
@@ -965,6 +1030,8 @@ def copy_volume(call: Call) -> str:
         task.log(f"copying volume '{volid}' to '{other}' on '{where}'")
         await task.sleep(2 + volume.size / (500 * MIB))
         goal = require_active(call.state, other.partition(":")[0], where)
+        if why := no_space(call.state, goal, where, volume.size, other):
+            raise TaskError(why)
         vmid = re.search(r"(?:vm|base)-(\d+)-", other)
         add_volume(
             call.state,
@@ -1061,6 +1128,8 @@ async def upload(call: Call) -> str:
         task.log(f"target file: {path}")
         task.log(f"file size is: {file.size}")
         task.log(f"command: cp -- {source} {path}")
+        if file.size > usage(call.state, storage, node)[2]:
+            raise TaskError(f"import failed: cp: error writing '{path}': No space left on device")
         await task.sleep(1 + file.size / (200 * MIB))
         volume = VolumeState(
             f"{storage.storage}:{name}",
@@ -1112,6 +1181,10 @@ def download_url(call: Call) -> str:
             raise TaskError(f"download failed: {known['error']}")
         size = parse_size(known.get("size", "350M"))
         expected = known.get("checksum")
+        if size > usage(call.state, storage, node)[2]:
+            command = f"/usr/bin/wget --progress=dot:giga -O {path}.tmp_dwnl {url}"
+            task.log(f"{path}.tmp_dwnl: No space left on device")
+            raise TaskError(f"download failed: command '{command}' failed: exit code 3")
         await task.sleep(2 + size / (100 * MIB))
         if params.get("checksum") and expected and params["checksum"].lower() != expected.lower():
             task.log("calculating checksum...")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from ..routing import Boolean, Call, Integer, PveError, String, perm, route, split_list
 from ..storage import (
     allocate,
     creation_log,
+    fill,
     find_volume,
     format_size,
+    no_growth,
     parse_size,
     remove_volume,
     require_active,
-    usage,
 )
 from ..worker import TaskContext, TaskError
 from .drives import add_unused, copy_progress, detach, is_cdrom, is_cloud_init
@@ -67,8 +70,8 @@ def resize(call: Call) -> str:
         if wanted < volume.size:
             raise TaskError("shrinking disks is not supported")
         storage = state.storages[volume.storage]
-        if storage.type == "lvm" and wanted - volume.size > usage(state, storage, guest.node)[2]:
-            raise TaskError("resize failed: insufficient free space in the volume group")
+        if why := no_growth(state, storage, guest.node, volume, wanted - volume.size):
+            raise TaskError(why)
         await task.sleep(1)
         if storage.type in ("lvm", "lvmthin"):
             name = f"{storage.options.get('vgname', 'pve')}/{volume.name}"
@@ -125,10 +128,20 @@ def move_disk(call: Call) -> str:
 
     async def work(task: TaskContext) -> None:
         task.log(f"create full clone of drive {key} ({volume.volid})")
-        new = allocate(state, guest.node, goal, guest.vmid, volume.size, fmt=fmt)
+        try:
+            new = allocate(state, guest.node, goal, guest.vmid, volume.size, fmt=fmt)
+        except PveError as error:
+            raise TaskError(f"storage migration failed: {error}") from error
         task.log(creation_log(goal, new))
-        await copy_progress(task, volume.size)
-        new.used, new.bootable = volume.used, volume.bootable
+        try:
+            fill(state, task, guest.node, new, volume.used, volume)
+            await copy_progress(task, volume.size)
+        except (TaskError, asyncio.CancelledError) as error:
+            remove_volume(state, guest.node, new.volid)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise TaskError(f"storage migration failed: {error}") from error
+        new.bootable = volume.bootable
         guest.config[key] = print_options({**options, "file": new.volid, "size": format_size(new.size)})
         if delete:
             if any(other.parent == volume.volid for other in state.volumes.values()):

@@ -15,6 +15,7 @@ from ..storage import (
     allocate,
     check_volume_access,
     creation_log,
+    fill,
     find_volume,
     format_size,
     human,
@@ -183,8 +184,13 @@ async def import_disk(
     volume.bootable = True
     if task is not None:
         task.log(creation_log(storage, volume))
+    try:
+        fill(state, task, guest.node, volume, min(size, max(image.used, image.size)), image)
+    except TaskError:
+        remove_volume(state, guest.node, volume.volid)
+        raise
+    if task is not None:
         await copy_progress(task, size)
-    volume.used = min(size, max(image.used, image.size))
     guest.bootable = True
     return volume
 
