@@ -6,7 +6,17 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from ..routing import Boolean, Call, PveError, String, perm, route
-from ..storage import MIB, allocate, creation_log, human, remove_volume, require_active
+from ..storage import (
+    MIB,
+    allocate,
+    creation_log,
+    human,
+    no_space,
+    remove_volume,
+    require_active,
+    thick,
+    usage,
+)
 from ..worker import TaskContext, TaskError
 from .config import has_feature, snapshot_config
 from .drives import drives, is_cdrom, is_cloud_init
@@ -80,6 +90,9 @@ def take_snapshot(call: Call) -> str:
             raise TaskError(f"snapshot name '{name}' already used")
         if not has_feature(state, guest, "snapshot"):
             raise TaskError("snapshot feature is not available")
+        for _, options in drives(guest.config):
+            if not is_cdrom(options):
+                check_snapshot_room(state, guest, options.get("file", ""), name)
         with_state = bool(vmstate) and guest.running
         if guest.running and guest.agent_enabled() and not with_state and not agent_answers(state, guest):
             task.log(f"QEMU Guest Agent is not running - VM {guest.vmid} qmp command 'guest-ping' failed - got timeout")
@@ -89,8 +102,12 @@ def take_snapshot(call: Call) -> str:
             size = 2 * guest.maxmem + 500 * MIB
             file = f"vm-{guest.vmid}-state-{name}" + (".raw" if storage.file_based else "")
             volume = allocate(state, guest.node, storage, guest.vmid, size, name=file)
-            volume.used = guest.memory_used(state.clock.now())
             task.log(creation_log(storage, volume))
+            memory = guest.memory_used(state.clock.now())
+            if not thick(storage) and memory > usage(state, storage, guest.node)[2]:
+                remove_volume(state, guest.node, volume.volid)
+                raise TaskError("unable to save VM state and RAM - No space left on device")
+            volume.used = memory
             task.log(f"saving VM state and RAM using storage '{storage.storage}'")
             await task.sleep(1 + volume.used / (500 * MIB))
             task.log(f"completed saving the VM state in 1s, saved {human(volume.used)}")
@@ -103,6 +120,16 @@ def take_snapshot(call: Call) -> str:
         guest.parent = name
 
     return call.task("qmsnapshot", call.params["vmid"], work)
+
+
+def check_snapshot_room(state: PveState, guest: GuestState, volid: str, name: str) -> None:
+    """Nothing, or the error of a thin pool that is full: a snapshot is a volume of its own there."""
+    storage = state.storages.get(volid.partition(":")[0])
+    if storage is None or storage.type != "lvmthin":
+        return
+    disk = volid.partition(":")[2]
+    if why := no_space(state, storage, guest.node, 0, f"{storage.storage}:snap_{disk}_{name}"):
+        raise TaskError(why.replace("lvcreate", "lvcreate snapshot", 1))
 
 
 def _state_storage(call: Call) -> str:
