@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -13,11 +12,11 @@ from typing import Any
 from aiohttp import web
 
 from .clock import Clock
+from .dice import SEED, Dice
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 CERTIFICATES = ("expired", "wrong-host")
-SEED = 1
 HTML = b"<!DOCTYPE html><html><head><title>502 Bad Gateway</title></head><body>Bad Gateway</body></html>"
 
 
@@ -31,7 +30,7 @@ class Fault:
     begin and then breaks it ("drop") or sends an ERROR event of `status` in it ("error", 410 unless told), and `stale`
     is how many changes the answer to a list lags behind. `frozen` answers again what was answered first.
     `after` lets that many fitting requests pass first, `times` is how many it then hits (None: all), `probability`
-    how likely each of those is hit; the dice fall the same at every start.
+    how likely each of those is hit; the same seed hits the same ones, counted rule by rule.
 
     A rule with `task`, a regular expression on a Proxmox VE task's type, hits tasks instead of requests: the task
     fails with `text`, or is `stuck` until somebody stops it. A rule with `certificate` makes the API of its system
@@ -129,10 +128,10 @@ FAULT: web.RequestKey[Fault] = web.RequestKey("fault", Fault)
 class Faults:
     """The rules in force, in order; the first that fits a request decides."""
 
-    def __init__(self, clock: Clock, rules: Iterable[Fault] = ()) -> None:
+    def __init__(self, clock: Clock, rules: Iterable[Fault] = (), *, seed: int = SEED) -> None:
         self.clock = clock
         self._rules = list(rules)
-        self._dice = random.Random(SEED)
+        self._dice = Dice(seed)
         self._first: dict[tuple[str, str], web.Response] = {}
 
     def add(self, fault: Fault) -> None:
@@ -143,7 +142,7 @@ class Faults:
         """Forget all rules."""
         self._rules.clear()
         self._first.clear()
-        self._dice = random.Random(SEED)
+        self._dice = Dice(self._dice.seed)
 
     def rules(self) -> list[dict[str, Any]]:
         """The rules as data."""
@@ -166,7 +165,7 @@ class Faults:
         for index, rule in enumerate(self._rules):
             if rule.times == 0 or not fits(rule):
                 continue
-            if rule.probability < 1 and self._dice.random() >= rule.probability:
+            if rule.probability < 1 and self._dice.fraction(_name(rule)) >= rule.probability:
                 continue
             if rule.after:
                 self._rules[index] = replace(rule, after=rule.after - 1)
@@ -202,6 +201,11 @@ class Faults:
             self._first[key] = answer
         first = self._first[key]
         return web.Response(status=first.status, reason=first.reason, body=first.body, headers=first.headers)
+
+
+def _name(rule: Fault) -> str:
+    """A rule's own dice, so that what others meet does not change what it hits; its counters are no part of it."""
+    return repr(replace(rule, after=0, times=None))
 
 
 async def _strike(fault: Fault, system: str, request: web.Request, handler: Handler) -> web.StreamResponse:

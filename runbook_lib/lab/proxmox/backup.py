@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
-import uuid
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from .declared import declared
 from .declared.backup import TABLE
 from .qemu.config import join_pool, stored, with_mac
 from .qemu.drives import COPY_RATE, drives, free_volumes, is_cdrom, is_cloud_init
-from .qemu.guest import GuestState, identity, parse_net, parse_options, print_net, print_options
+from .qemu.guest import GuestState, identity, newborn, parse_net, parse_options, print_net, print_options
 from .quorum import require_quorum
 from .routing import Call, PveError, param_error, split_list
 from .schema import format_check
@@ -167,7 +166,7 @@ def create_job(call: Call) -> None:
         job["all"] = 1
     check_selection(job)
     check_job(call, job)
-    name = params.get("id") or f"backup-{str(uuid.uuid4())[:13]}"
+    name = params.get("id") or f"backup-{call.state.dice.uuid('backup')[:13]}"
     if name in jobs(state):
         raise PveError(500, f"Job '{name}' already exists")
     jobs(state)[name] = {"enabled": 1, **job, "schedule": schedule}
@@ -502,7 +501,7 @@ async def back_up(
     try:
         if not guest.running and guest.kind == "qemu":
             task.log("INFO: starting kvm to execute backup task")
-        task.log(f"INFO: started backup task '{uuid.uuid4()}'")
+        task.log(f"INFO: started backup task '{state.dice.uuid(f'vzdump/{guest.vmid}')}'")
         for part in (25, 50, 75, 100):
             await task.sleep(used / COPY_RATE / 4)
             task.log(f"INFO: {part:3}% ({used * part / 100 / 2**30:.1f} GiB of {used / 2**30:.1f} GiB)")
@@ -726,8 +725,7 @@ def restore_vm(call: Call, options: Mapping[str, Any]) -> str:
             "vm is running" if old.running else f"VM is locked ({old.lock})" if old.lock else f"exists on '{old.node}'"
         )
         raise PveError(500, f"{refused} {why}")
-    moment = state.clock.now()
-    guest = old or GuestState(vmid, node, config={"lock": "create"}, bootable=False, created=moment, changed=moment)
+    guest = old or newborn(state, vmid, node, lock="create")
     guest.config = {**guest.config, "lock": "create"}
     state.guests[vmid] = guest
 
@@ -749,7 +747,7 @@ def restore_vm(call: Call, options: Mapping[str, Any]) -> str:
             guest.snapshots, guest.parent = {}, None
         config |= {key: stored(key, value) for key, value in options.items()}
         if params.get("unique"):
-            config |= identity(str(vmid))
+            config |= identity(state, vmid)
             for key in [key for key in config if re.fullmatch(r"net\d+", key)]:
                 net = {k: v for k, v in parse_net(str(config[key])).items() if k != "macaddr"}
                 config[key] = with_mac(state, guest, key, print_net(net))

@@ -116,7 +116,7 @@ def health_of(state: PveState) -> dict[str, Any]:
 
 def status_of(state: PveState) -> dict[str, Any]:
     """What `ceph status` says."""
-    area, moment = ceph(state), state.clock.now()
+    area, moment, salt = ceph(state), state.clock.now(), state.dice.salt
     rows = osds(state)
     up = sum(1 for row in rows if row["up"])
     online = [node for node in state.nodes.values() if node.online]
@@ -148,10 +148,10 @@ def status_of(state: PveState) -> dict[str, Any]:
             "bytes_used": area["used"],
             "bytes_avail": area["size"] - area["used"],
             "bytes_total": area["size"],
-            "read_bytes_sec": int(drift("ceph/read", 4e6, moment, swing=0.5)),
-            "write_bytes_sec": int(drift("ceph/write", 9e6, moment, swing=0.5)),
-            "read_op_per_sec": int(drift("ceph/rops", 120, moment, swing=0.5)),
-            "write_op_per_sec": int(drift("ceph/wops", 340, moment, swing=0.5)),
+            "read_bytes_sec": int(drift(f"{salt}ceph/read", 4e6, moment, swing=0.5)),
+            "write_bytes_sec": int(drift(f"{salt}ceph/write", 9e6, moment, swing=0.5)),
+            "read_op_per_sec": int(drift(f"{salt}ceph/rops", 120, moment, swing=0.5)),
+            "write_op_per_sec": int(drift(f"{salt}ceph/wops", 340, moment, swing=0.5)),
         },
         "mgrmap": {
             "available": bool(online),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import lxc as lxc  # registers the containers' endpoints, which no area loads by name
-from .nodes import figures, level
+from . import container_config as container_config  # these register endpoints that no area loads by name
+from . import containers as containers
+from . import lxc as lxc
+from .nodes import figures_of, level
 from .qemu.guest import GuestState
 from .qemu.options import KEYBOARDS
 from .quorum import quorate
@@ -28,7 +30,7 @@ from .routing import (
     split_list,
 )
 from .storage import BANDWIDTH, StorageState, usage
-from .told import Ages, guest_row, guest_texts, known_at_once
+from .told import Ages, guest_row, guest_texts, known_at_once, warm
 
 if TYPE_CHECKING:
     from .state import PveState
@@ -43,6 +45,11 @@ def load(state: PveState, section: Mapping[str, Any]) -> None:
     state.areas["cluster_log"] = list(section.get("cluster_log") or ())
 
 
+async def live(state: PveState) -> None:
+    """Return once the first list of resources is prepared."""
+    await warm(state)
+
+
 def names(*words: str, key: str = "name") -> list[dict[str, str]]:
     """An index: one row a name."""
     return [{key: word} for word in words]
@@ -53,7 +60,7 @@ def names(*words: str, key: str = "name") -> list[dict[str, str]]:
 
 def guest_resource(state: PveState, guest: GuestState, *, pool: str | None = None) -> dict[str, Any]:
     """A guest's row: what the last broadcast said, which for a guest just made is nothing."""
-    return guest_row(state, guest, Ages(state).of(guest), known_at_once(state, guest, pool))
+    return guest_row(state, guest, Ages(state).of(guest)) | known_at_once(state, guest, pool)
 
 
 def guest_resources(call: Call) -> list[str]:
@@ -85,8 +92,8 @@ def storage_resource(state: PveState, storage: StorageState, node: str) -> dict[
     return row
 
 
-def node_resource(call: Call, name: str) -> dict[str, Any]:
-    """A node's row; figures only for those who may audit it."""
+def node_resource(call: Call, name: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    """A node's row; figures, those that it told last, only for those who may audit it."""
     node = call.state.nodes[name]
     row: dict[str, Any] = {
         "id": f"node/{name}",
@@ -97,7 +104,6 @@ def node_resource(call: Call, name: str) -> dict[str, Any]:
         "cgroup-mode": 2,
     }
     if call.allowed(f"/nodes/{name}", "Sys.Audit"):
-        known = figures(call.state, node)
         row |= known if node.online else {key: known[key] for key in ("maxcpu", "maxmem", "maxdisk")}
     return row
 
@@ -120,7 +126,8 @@ def resources(call: Call) -> Encoded:
         ]
     guests = guest_resources(call) if kind in (None, "vm") else []
     if kind in (None, "node"):
-        rows += [node_resource(call, name) for name in state.nodes]
+        known = figures_of(state, state.nodes.values())
+        rows += [node_resource(call, name, known[name]) for name in state.nodes]
     if kind in (None, "storage"):
         for storage in state.storages.values():
             if storage.disable or not call.allowed(

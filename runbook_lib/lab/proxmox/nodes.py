@@ -6,7 +6,7 @@ import datetime as dt
 import hashlib
 import math
 import zoneinfo
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,7 @@ class NodeState:
     disks: list[dict[str, Any]] = field(default_factory=list)
     stopped_services: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
+    salt: str = ""  # the lab's, see dice.Dice.salt
     told: tuple[float, dict[str, Any]] | None = field(default=None, compare=False, repr=False)
 
 
@@ -102,6 +103,7 @@ def load(state: PveState, section: Mapping[str, Any]) -> None:
             name=name,
             nodeid=number if state.cluster_name else 0,
             ip=given.pop("ip", f"10.0.0.{number}"),
+            salt=state.dice.salt,
             booted=now - 86400 * float(given.pop("uptime_days", 30)),
             kernel=given.pop("kernel", KERNELS[state.flavour]),
         )
@@ -126,19 +128,21 @@ def guests_on(state: PveState, node: str) -> list[Any]:
     return [guest for guest in state.guests.values() if guest.node == node and guest.running]
 
 
-def cpu_fraction(state: PveState, node: NodeState) -> float:
-    """How busy the node's CPUs are, guests included, as a fraction."""
+def cpu_fraction(state: PveState, node: NodeState, guests: Iterable[Any] | None = None) -> float:
+    """How busy the node's CPUs are, as a fraction; `guests` are its running ones, when they are known."""
     moment = state.clock.now()
-    own = drift(f"{node.name}/cpu", node.cpu, moment)
-    busy = sum(guest.cpu_fraction(moment) * guest.cpus for guest in guests_on(state, node.name))
+    own = drift(f"{node.salt}{node.name}/cpu", node.cpu, moment)
+    guests = guests_on(state, node.name) if guests is None else guests
+    busy = sum(guest.cpu_fraction(moment) * guest.cpus for guest in guests)
     return min(1.0, own + busy / node.cpus)
 
 
-def memory_used(state: PveState, node: NodeState) -> int:
-    """Bytes of memory in use, guests included."""
+def memory_used(state: PveState, node: NodeState, guests: Iterable[Any] | None = None) -> int:
+    """Bytes of memory in use; `guests` are its running ones, when they are known."""
     moment = state.clock.now()
-    own = drift(f"{node.name}/memory", node.memory_used, moment, swing=0.05)
-    used = own + sum(guest.memory_used(moment) for guest in guests_on(state, node.name))
+    own = drift(f"{node.salt}{node.name}/memory", node.memory_used, moment, swing=0.05)
+    guests = guests_on(state, node.name) if guests is None else guests
+    used = own + sum(guest.memory_used(moment) for guest in guests)
     return int(min(used, node.memory * 0.995))
 
 
@@ -165,20 +169,27 @@ def fingerprint(state: PveState, node: NodeState) -> str:
     return ""
 
 
-def figures(state: PveState, node: NodeState) -> dict[str, Any]:
-    """What a node told the cluster about itself last."""
-    moment = broadcast_at(state, node)
-    if node.told is None or node.told[0] != moment:
-        node.told = (moment, _figures(state, node))
-    return dict(node.told[1])
+def figures_of(state: PveState, nodes: Iterable[NodeState]) -> dict[str, dict[str, Any]]:
+    """What nodes told the cluster about themselves last, by name; the guests are looked through once for all."""
+    moments = {node.name: broadcast_at(state, node) for node in nodes}
+    silent = {name for name, moment in moments.items() if (told := state.nodes[name].told) and told[0] == moment}
+    running: dict[str, list[Any]] = {name: [] for name in moments if name not in silent}
+    if running:
+        for guest in state.guests.values():
+            if guest.running and guest.node in running:
+                running[guest.node].append(guest)
+    for name, guests in running.items():
+        node = state.nodes[name]
+        node.told = (moments[name], _figures(state, node, guests))
+    return {name: dict(told[1]) for name in moments if (told := state.nodes[name].told)}
 
 
-def _figures(state: PveState, node: NodeState) -> dict[str, Any]:
+def _figures(state: PveState, node: NodeState, guests: list[Any]) -> dict[str, Any]:
     total, used, _ = root_usage(state, node)
     return {
-        "cpu": cpu_fraction(state, node),
+        "cpu": cpu_fraction(state, node, guests),
         "maxcpu": node.cpus,
-        "mem": memory_used(state, node),
+        "mem": memory_used(state, node, guests),
         "maxmem": node.memory,
         "disk": used,
         "maxdisk": total,
@@ -193,6 +204,7 @@ def _figures(state: PveState, node: NodeState) -> dict[str, Any]:
 def list_nodes(call: Call) -> list[dict[str, Any]]:
     """The nodes; figures only for those the caller may audit."""
     rows = []
+    told = figures_of(call.state, call.state.nodes.values())
     for node in call.state.nodes.values():
         row: dict[str, Any] = {
             "node": node.name,
@@ -203,7 +215,7 @@ def list_nodes(call: Call) -> list[dict[str, Any]]:
             "ssl_fingerprint": fingerprint(call.state, node),
         }
         if call.allowed(f"/nodes/{node.name}", "Sys.Audit"):
-            known = figures(call.state, node)
+            known = told[node.name]
             row |= known if node.online else {key: known[key] for key in ("maxcpu", "maxmem", "maxdisk")}
         rows.append(row)
     return rows
@@ -282,7 +294,9 @@ def status(call: Call) -> dict[str, Any]:
     used = memory_used(state, node)
     total, root_used, root_free = root_usage(state, node)
     busy = cpu_fraction(state, node)
-    load_average = [f"{drift(f'{node.name}/load{n}', busy * node.cpus, moment, swing=0.2):.2f}" for n in (1, 5, 15)]
+    load_average = [
+        f"{drift(f'{node.salt}{node.name}/load{n}', busy * node.cpus, moment, swing=0.2):.2f}" for n in (1, 5, 15)
+    ]
     version = state_version(state)
     memory = {"total": node.memory, "used": used, "free": int((node.memory - used) * 0.7)}
     if call.flavour != "8.4":
@@ -290,7 +304,7 @@ def status(call: Call) -> dict[str, Any]:
     build = "#1 SMP PREEMPT_DYNAMIC PMX " + node.kernel.removesuffix("-pve") + " (2026-06-02T09:00Z)"
     return {
         "cpu": busy,
-        "wait": drift(f"{node.name}/wait", 0.002, moment),
+        "wait": drift(f"{node.salt}{node.name}/wait", 0.002, moment),
         "idle": 0,
         "uptime": uptime(state, node),
         "loadavg": load_average,
@@ -737,21 +751,24 @@ def node_history(call: Call) -> list[dict[str, Any]]:
         if moment < node.booted:
             rows.append({"time": moment})
             continue
-        busy = drift(f"{node.name}/cpu", max(node.cpu, 0.01), moment) + 0.05 * len(guests_on(state, node.name)) / 4
+        busy = (
+            drift(f"{node.salt}{node.name}/cpu", max(node.cpu, 0.01), moment)
+            + 0.05 * len(guests_on(state, node.name)) / 4
+        )
         row: dict[str, Any] = {
             "time": moment,
             "cpu": busy,
             "maxcpu": node.cpus,
             "loadavg": busy * node.cpus,
-            "iowait": drift(f"{node.name}/wait", 0.002, moment),
+            "iowait": drift(f"{node.salt}{node.name}/wait", 0.002, moment),
             "memtotal": node.memory,
-            "memused": drift(f"{node.name}/memory", memory_used(state, node), moment, swing=0.05),
+            "memused": drift(f"{node.salt}{node.name}/memory", memory_used(state, node), moment, swing=0.05),
             "swaptotal": node.swap,
             "swapused": 0,
             "roottotal": total,
             "rootused": used,
-            "netin": drift(f"{node.name}/netin", 120_000, moment, swing=0.6),
-            "netout": drift(f"{node.name}/netout", 90_000, moment, swing=0.6),
+            "netin": drift(f"{node.salt}{node.name}/netin", 120_000, moment, swing=0.6),
+            "netout": drift(f"{node.salt}{node.name}/netout", 90_000, moment, swing=0.6),
         }
         if call.flavour != "8.4":
             row |= {"memavailable": node.memory - row["memused"], "arcsize": 0}
@@ -766,7 +783,7 @@ def storage_history(call: Call) -> list[dict[str, Any]]:
     """Total and used bytes of a storage over time."""
     storage = storages.require_storage(call.state, call.params["storage"])
     total, used, _ = storages.usage(call.state, storage, call.node)
-    seed = f"{call.node}/{storage.storage}"
+    seed = f"{call.state.dice.salt}{call.node}/{storage.storage}"
     return [{"time": moment, "total": total, "used": drift(seed, used, moment, swing=0.01)} for moment in moments(call)]
 
 

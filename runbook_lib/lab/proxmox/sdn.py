@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import ipaddress
 import re
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -275,7 +274,7 @@ def take_lock(call: Call) -> str:
     waiting = any(row.get("state") for plural in COMMITTED for row in pending(call.state, plural).values())
     if waiting and not call.params.get("allow-pending"):
         raise PveError(500, "SDN configuration has pending changes!")
-    area["lock"] = secrets.token_hex(16)
+    area["lock"] = call.state.dice.hex("sdn/lock")
     return str(area["lock"])
 
 

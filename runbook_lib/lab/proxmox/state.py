@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..clock import Clock
+from ..dice import SEED, Dice
 from .crowd import expanded
 from .permissions import Access
 from .worker import Tasks
@@ -97,15 +98,18 @@ class PveState:
     nodes by name in order, the first being the one that answers; guests by vmid; storages by id; pools by id;
     volumes by (node or "" when shared, volid);
     `access` holds users, groups, roles, ACL and tokens; `tasks` everything that ran; `areas` is free space for
-    areas that need more (one key each); `spool` is where uploads are kept.
+    areas that need more (one key each); `spool` is where uploads are kept; `dice` is where chance comes from.
     """
 
-    def __init__(self, *, flavour: str = "9.2", cluster_name: str | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self, *, flavour: str = "9.2", cluster_name: str | None = None, clock: Clock | None = None, seed: int = SEED
+    ) -> None:
         if flavour not in VERSIONS:
             raise ValueError(f"no such Proxmox VE flavour: {flavour}; known are {', '.join(VERSIONS)}")
         self.flavour = flavour
         self.cluster_name = cluster_name
         self.clock = clock or Clock()
+        self.dice = Dice(seed)
         self.nodes: dict[str, NodeState] = {}
         self.guests: dict[int, GuestState] = {}
         self.storages: dict[str, StorageState] = {}
@@ -115,7 +119,7 @@ class PveState:
         self.datacenter: dict[str, Any] = {}
         self.areas: dict[str, Any] = {}
         self.access = Access(self)
-        self.secret = secrets.token_bytes(32)
+        self.secret = secrets.token_bytes(32)  # not from the seed: see dice
         self.spool: Path | None = None
         self.certificate_pem = ""
         self.auth_delay_seconds = 3.0  # lab seconds that every 401 is late, against guessing
@@ -127,13 +131,14 @@ class PveState:
 
     @classmethod
     def from_scenario(
-        cls, section: Mapping[str, Any], *, clock: Clock | None = None, spool: Path | None = None
+        cls, section: Mapping[str, Any], *, clock: Clock | None = None, spool: Path | None = None, seed: int = SEED
     ) -> PveState:
         """The state that the `proxmox:` section of a scenario describes."""
         state = cls(
             flavour=str(section.get("flavour", "9.2")),
             cluster_name=section.get("cluster_name") or None,
             clock=clock,
+            seed=seed,
         )
         state.spool = spool
         section = expanded(section)

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..storage import DEFAULT_CONTENT, GIB, VolumeState, add_volume, format_size, parse_size
-from . import agent, clone, config, disks, power, snapshots
+from . import agent, clone, config, disks, migrate, power, snapshots
 from .drives import CLOUD_INIT_SIZE, drives, is_cdrom, is_cloud_init
-from .guest import QEMU, GuestState, Snapshot, new_mac, parse_net, parse_options, print_net, print_options
+from .guest import QEMU, GuestState, Snapshot, identity, new_mac, parse_net, parse_options, print_net, print_options
 
 if TYPE_CHECKING:
     from ..state import PveState
 
-__all__ = ["GuestState", "Snapshot", "agent", "clone", "config", "disks", "load", "power", "snapshots"]
+__all__ = ["GuestState", "Snapshot", "agent", "clone", "config", "disks", "load", "migrate", "power", "snapshots"]
 
 
 def load(state: PveState, section: Mapping[str, Any]) -> None:
@@ -29,6 +29,7 @@ def load(state: PveState, section: Mapping[str, Any]) -> None:
             config=dict(given.pop("config", {})),
             created=0.0,
             changed=0.0,
+            salt=state.dice.salt,
         )
         running = bool(given.pop("running", False))
         uptime = 86400 * float(given.pop("uptime_days", 20))
@@ -63,9 +64,8 @@ def complete(state: PveState, guest: GuestState, born: float, macs: set[str]) ->
     """Give the config what every real one has: identities and MAC addresses, the same at every start."""
     if guest.lock == "clone":
         return
-    seed = f"{guest.vmid:012x}"
-    guest.config.setdefault("smbios1", f"uuid=5f0c1ab0-7d3e-4c6a-9b51-{seed}")
-    guest.config.setdefault("vmgenid", f"8b9c2de4-1f60-4a7d-8e02-{seed}")
+    if not {"smbios1", "vmgenid"} <= guest.config.keys():
+        guest.config = {**guest.config, **identity(state, guest.vmid), **guest.config}
     guest.config.setdefault("meta", f"creation-qemu={QEMU[state.flavour]},ctime={int(born)}")
     for key in list(guest.config):
         if key.startswith("net") and key[3:].isdigit():

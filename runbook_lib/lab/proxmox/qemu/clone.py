@@ -1,23 +1,20 @@
-"""Copies of VMs: clones, templates, migration to another node."""
+"""Copies of VMs: clones and templates."""
 
 from __future__ import annotations
 
 import asyncio
-import copy
-import datetime as dt
 import re
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..drift import phase
 from ..network import bridge_path
-from ..routing import Boolean, Call, Integer, PveError, String, all_of, only_9, param_error, perm, route
+from ..routing import Boolean, Call, Integer, PveError, String, all_of, perm, route
 from ..storage import (
     StorageState,
-    VolumeState,
     add_volume,
     allocate,
     creation_log,
+    fill,
     find_volume,
     format_size,
     next_disk_name,
@@ -28,13 +25,13 @@ from ..storage import (
 )
 from ..worker import TaskContext, TaskError
 from .config import all_shared, check_pool, join_pool, with_mac
-from .drives import COPY_RATE, DRIVE, copy_progress, drives, free_volumes, is_cdrom, is_cloud_init
+from .drives import copy_progress, drives, free_volumes, is_cdrom, is_cloud_init
 from .guest import (
     GuestState,
     check_lock,
-    find_guest,
     identity,
     merged,
+    newborn,
     parse_net,
     print_net,
     print_options,
@@ -108,10 +105,9 @@ def clone(call: Call) -> str:
         if net.get("bridge"):
             tag = f"/{net['tag']}" if "tag" in net else ""
             call.check(bridge_path(state, net["bridge"]) + tag, "SDN.Use")
-    moment = state.clock.now()
-    guest = GuestState(newid, target or node, config={"lock": "clone"}, created=moment, changed=moment)
+    guest = newborn(state, newid, target or node, lock="clone")
     guest.bootable, guest.os = source.bootable, dict(source.os)
-    guest.cpu_level = 0.03 + 0.1 * phase(f"guest/{newid}")
+    guest.cpu_level = 0.03 + 0.1 * phase(f"{guest.salt}guest/{newid}")
     state.guests[newid] = guest
     description, title, pool = params.get("description"), params.get("name"), params.get("pool")
 
@@ -135,7 +131,7 @@ def clone(call: Call) -> str:
             if isinstance(error, asyncio.CancelledError):
                 raise
             raise TaskError(f"clone failed: {error}") from error
-        new |= identity(str(newid))
+        new |= identity(state, newid)
         new["name"] = title or (f"Copy-of-VM-{config['name']}" if "name" in config else f"Copy-of-VM-{vmid}")
         if description is not None:
             new["description"] = description
@@ -213,26 +209,15 @@ async def copy_drive(
         cloud_init = is_cloud_init(options)
         extension = f".{fmt}" if goal.file_based else ""
         own_name = f"vm-{guest.vmid}-cloudinit{extension}" if cloud_init else None
-        if volume.used > 0:
-            require_room(state, goal, guest.node, volume.used)
         made = allocate(state, guest.node, goal, guest.vmid, volume.size, fmt=fmt, name=own_name)
         allocated.append(made.volid)
         task.log(creation_log(goal, made))
+        fill(state, task, guest.node, made, volume.used, volume)
         if not cloud_init:
             await copy_progress(task, volume.size)
-        made.used = volume.used
     made.bootable = volume.bootable
     rest = {k: v for k, v in options.items() if k not in ("file", "size", "format")}
     return print_options({"file": made.volid, **rest, "size": format_size(made.size)})
-
-
-def require_room(state: PveState, storage: StorageState, node: str, size: int) -> None:
-    """Nothing, or the error of a copy that does not fit."""
-    from ..storage import usage
-
-    free = usage(state, storage, node)[2]
-    if size > free:
-        raise TaskError(f"storage '{storage.storage}': no space left on device")
 
 
 # --- template -------------------------------------------------------------------------------------
@@ -280,191 +265,3 @@ def template(call: Call) -> str:
         guest.changed = guest.created = state.clock.now()
 
     return call.task("qmtemplate", guest.vmid, work)
-
-
-# --- migration ------------------------------------------------------------------------------------
-
-
-def local_disks(state: PveState, guest: GuestState) -> list[dict[str, Any]]:
-    """The drives a migration would have to copy, as the preconditions show them."""
-    rows = []
-    unused = {k: {"file": str(v)} for k, v in guest.config.items() if k.startswith("unused")}
-    for key, options in [*drives(guest.config), *unused.items()]:
-        volid = options.get("file", "")
-        if ":" not in volid:
-            continue
-        storage, volume = state.storages.get(volid.partition(":")[0]), find_volume(state, guest.node, volid)
-        if storage is None or storage.shared:
-            continue
-        row = {
-            "volid": volid,
-            "drivename": key,
-            "cdrom": int(is_cdrom(options)),
-            "is_attached": int(not key.startswith("unused")),
-            "is_unused": int(key.startswith("unused")),
-            "is_vmstate": 0,
-            "is_tpmstate": int(key.startswith("tpmstate")),
-            "shared": 0,
-            "replicate": 1,
-        }
-        if state.flavour != "8.4":
-            row["is_cloudinit"] = int(is_cloud_init(options))
-        if volume is not None:
-            row["size"] = volume.size
-        rows.append(row)
-    return rows
-
-
-MIGRATE = perm("/vms/{vmid}", "VM.Migrate")
-
-
-@route(
-    "GET",
-    "/nodes/{node}/qemu/{vmid}/migrate",
-    params={"target": String(optional=True, format="pve-node")},
-    permission=MIGRATE,
-)
-def migration_preconditions(call: Call) -> dict[str, Any]:
-    """Which nodes the VM can go to, and what would have to be copied."""
-    state, guest = call.state, this(call)
-    rows = local_disks(state, guest)
-    allowed, refused = [], {}
-    for node in state.nodes:
-        if node == guest.node or not state.nodes[node].online:
-            continue
-        needed = {row["volid"].partition(":")[0] for row in rows}
-        missing = sorted(name for name in needed if not state.storages[name].on(node))
-        if missing:
-            refused[node] = {"unavailable_storages": missing}
-        else:
-            allowed.append(node)
-    target = call.params.get("target")
-    if target and target not in refused and target in allowed:
-        refused.setdefault(target, {})
-    result: dict[str, Any] = {
-        "running": int(guest.running),
-        "local_disks": rows,
-        "local_resources": [],
-        "mapped-resources": [],
-        "mapped-resource-info": {},
-        "allowed_nodes": allowed,
-        "not_allowed_nodes": refused,
-    }
-    if state.flavour != "8.4":
-        result["has-dbus-vmstate"] = 1
-    return result
-
-
-@route(
-    "POST",
-    "/nodes/{node}/qemu/{vmid}/migrate",
-    params={
-        "target": String(format="pve-node"),
-        "online": Boolean(optional=True),
-        "force": Boolean(optional=True),
-        "with-local-disks": Boolean(optional=True),
-        "with-conntrack-state": only_9(Boolean(optional=True)),
-        "targetstorage": String(optional=True, format="storage-pair-list"),
-        "migration_type": String(optional=True, enum=("secure", "insecure")),
-        "migration_network": String(optional=True, format="CIDR"),
-        "bwlimit": Integer(optional=True, minimum=0),
-    },
-    permission=MIGRATE,
-)
-def migrate(call: Call) -> str:
-    """The UPID of a migration; its log carries the time of each line."""
-    state, params, target = call.state, call.params, call.params["target"]
-    if target not in state.nodes:
-        raise PveError(500, f"no such cluster node '{target}'")
-    if target == call.node:
-        raise param_error({"target": "target is local node."})
-    guest = find_guest(state, call.node, params["vmid"])
-    from ..ha import request_move  # HA needs the guests
-
-    if upid := request_move(call, target):
-        return upid
-    check_lock(guest)
-    if guest.running and not params.get("online"):
-        raise PveError(500, "can't migrate running VM without --online")
-    storage_map = params.get("targetstorage")
-    disks = [row for row in local_disks(state, guest) if not row["cdrom"] or row.get("is_cloudinit")]
-    for row in disks:
-        name = storage_map or row["volid"].partition(":")[0]
-        storage = require_storage(state, name)
-        if not storage.on(target):
-            raise PveError(500, f"storage '{name}' is not available on node '{target}'")
-    online = bool(params.get("online")) and guest.running
-
-    async def work(task: TaskContext) -> None:
-        began, source = state.clock.elapsed(), guest.node
-
-        def say(line: str) -> None:
-            moment = dt.datetime.fromtimestamp(state.clock.now(), dt.UTC)
-            task.log(f"{moment:%Y-%m-%d %H:%M:%S} {line}")
-
-        def took() -> str:
-            seconds = int(state.clock.elapsed() - began)
-            return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-
-        guest.config["lock"] = "migrate"
-        try:
-            address = state.nodes[target].ip
-            if not state.nodes[target].online:
-                await task.sleep(3)
-                say("# /usr/bin/ssh -e none -o 'BatchMode=yes' /bin/true")
-                say(f"ssh: connect to host {address} port 22: {state.nodes[target].unreachable}")
-                reason = "Can't connect to destination address using public key"
-                say(f"ERROR: migration aborted (duration {took()}): {reason}")
-                raise TaskError("migration aborted")
-            say(f"starting migration of VM {guest.vmid} to node '{target}' ({address})")
-            if online and disks and not params.get("with-local-disks"):
-                for row in disks:
-                    say(f"found local disk '{row['volid']}' (attached)")
-                say("ERROR: Problem found while scanning volumes - can't migrate local disk without with-local-disks")
-                say(f"ERROR: migration aborted (duration {took()})")
-                raise TaskError("migration aborted")
-            for row in disks:
-                say(f"found local disk '{row['volid']}' (attached)")
-            for row in disks:
-                await task.sleep(1 + int(row.get("size", 0)) / COPY_RATE)
-                move_volume(state, guest, row, source, target, storage_map)
-                say(f"volume '{row['volid']}' is '{row['volid']}' on the target")
-            if online:
-                say(f"start migrate command to unix:/run/qemu-server/{guest.vmid}.migrate")
-                await task.sleep(2 + guest.memory_used(state.clock.now()) / (1024 * 2**20))
-                say("average migration speed: 1.1 GiB/s - downtime 38 ms")
-                say("migration status: completed")
-            guest.node = target
-            say(f"migration finished successfully (duration {took()})")
-        finally:
-            guest.config.pop("lock", None)
-
-    return call.task("qmigrate", guest.vmid, work)
-
-
-def move_volume(
-    state: PveState, guest: GuestState, row: dict[str, Any], source: str, target: str, storage_map: str | None
-) -> None:
-    """Take a local volume to the other node, and the config along when the storage differs there."""
-    old = state.storages[row["volid"].partition(":")[0]]
-    volume = find_volume(state, source, row["volid"])
-    if volume is None:
-        raise TaskError(f"volume '{row['volid']}' does not exist")
-    remove_volume(state, source, row["volid"])
-    new = state.storages[storage_map] if storage_map else old
-    moved: VolumeState = copy.copy(volume)
-    if new is not old:
-        name = next_disk_name(state, new, target, guest.vmid, volume.format)
-        moved.volid = f"{new.storage}:{guest.vmid}/{name}" if new.file_based else f"{new.storage}:{name}"
-        for key in referring(guest, row["volid"]):
-            guest.config[key] = str(guest.config[key]).replace(row["volid"], moved.volid)
-    add_volume(state, new.at(target), moved)
-
-
-def referring(guest: GuestState, volid: str) -> Iterable[str]:
-    """The keys of a config that name a volume."""
-    return [
-        key
-        for key, value in guest.config.items()
-        if (DRIVE.match(key) or key.startswith("unused")) and str(value).partition(",")[0] == volid
-    ]

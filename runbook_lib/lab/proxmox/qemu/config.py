@@ -38,6 +38,7 @@ from .guest import (
     identity,
     merged,
     new_mac,
+    newborn,
     parse_net,
     print_net,
     shown,
@@ -361,8 +362,7 @@ def create_vm(call: Call) -> str:
         raise PveError(
             500, f"unable to create VM {vmid} - VM {vmid} already exists on node '{state.guests[vmid].node}'"
         )
-    moment = state.clock.now()
-    guest = GuestState(vmid, node, config={"lock": "create"}, bootable=False, created=moment, changed=moment)
+    guest = newborn(state, vmid, node, lock="create")
     state.guests[vmid] = guest
     pool, start = call.params.get("pool"), call.params.get("start")
 
@@ -379,7 +379,7 @@ def create_vm(call: Call) -> str:
             elif boot := default_boot(config):
                 config["boot"] = boot
             config |= {"meta": f"creation-qemu={QEMU[state.flavour]},ctime={int(state.clock.now())}"}
-            config = identity(str(vmid)) | config
+            config = identity(state, vmid) | config
             await task.sleep(1)
         except (PveError, TaskError) as error:
             free_volumes(state, node, made)

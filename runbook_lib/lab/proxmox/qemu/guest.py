@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-import uuid
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..drift import counter, drift
+from ..drift import Waves
 from ..routing import Call, PveError
 from ..storage import parse_size
 
 if TYPE_CHECKING:
     from ..state import PveState
+    from ..told import Told
 
 MIB = 2**20
 QEMU = {"8.4": "9.2.0", "9.2": "11.0.1"}
@@ -66,7 +67,8 @@ class GuestState:
     files: dict[str, str] = field(default_factory=dict)
     processes: dict[int, dict[str, Any]] = field(default_factory=dict)
     next_process: int = 700
-    told: tuple[Any, str] | None = field(default=None, compare=False, repr=False)  # see told.guest_text
+    salt: str = ""  # the lab's, see dice.Dice.salt
+    told: Told | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -113,30 +115,25 @@ class GuestState:
         """The tags as they are stored."""
         return str(self.config.get("tags", ""))
 
+    @cached_property
+    def waves(self) -> Waves:
+        """How its figures drift."""
+        return Waves(f"{self.salt}guest/{self.vmid}", 1 + self.vmid % 5)
+
     def cpu_fraction(self, moment: float) -> float:
         """How busy its CPUs are."""
-        if not self.running or self.paused:
-            return 0.0
-        return max(0.0, drift(f"guest/{self.vmid}/cpu", self.cpu_level, moment, swing=0.5, period=300))
+        return self.waves.cpu(self.cpu_level, moment) if self.running and not self.paused else 0.0
 
     def memory_used(self, moment: float) -> int:
         """Bytes of memory in use: a guest that just booted has touched little of it."""
         if not self.running:
             return 0
-        warm = min(1.0, 0.2 + (moment - self.started) / 120)
-        return int(
-            min(1.0, drift(f"guest/{self.vmid}/mem", self.memory_level * warm, moment, swing=0.06)) * self.maxmem
-        )
+        return int(self.waves.memory(self.memory_level, moment, moment - self.started) * self.maxmem)
 
     def counters(self, moment: float) -> dict[str, int]:
         """What it has sent, received, read and written since it started."""
-        if not self.running:
-            return dict.fromkeys(("netin", "netout", "diskread", "diskwrite"), 0)
-        rates = {"netin": 24_000, "netout": 16_000, "diskread": 40_000, "diskwrite": 90_000}
-        return {
-            key: counter(f"guest/{self.vmid}/{key}", rate * (1 + self.vmid % 5), self.started, moment)
-            for key, rate in rates.items()
-        }
+        counted = self.waves.counters(moment - self.started) if self.running else (0, 0, 0, 0)
+        return dict(zip(("netin", "netout", "diskread", "diskwrite"), counted, strict=True))
 
     def uptime(self, moment: float) -> int:
         """Seconds since it started; 0 while it is stopped."""
@@ -246,12 +243,19 @@ def new_mac(state: PveState, seed: str, taken: Container[str] | None = None) -> 
     prefix = str(state.datacenter.get("mac_prefix", "BC:24:11"))
     taken = known_macs(state) if taken is None else taken
     for attempt in range(10_000):
-        raw = hashlib.sha256(f"{seed}/{attempt}".encode()).hexdigest().upper()
+        raw = hashlib.sha256(f"{state.dice.salt}{seed}/{attempt}".encode()).hexdigest().upper()
         missing = 6 - len(prefix.split(":"))
         mac = ":".join([prefix, *(raw[2 * n : 2 * n + 2] for n in range(missing))])
         if mac not in taken:
             return mac
     raise PveError(500, "unable to generate a MAC address")
+
+
+def newborn(state: PveState, vmid: int, node: str, *, lock: str) -> GuestState:
+    """A guest that is only being made: locked, and with nothing on its disks to boot from."""
+    now = state.clock.now()
+    config = {"lock": lock}
+    return GuestState(vmid, node, config=config, bootable=False, created=now, changed=now, salt=state.dice.salt)
 
 
 def known_macs(state: PveState) -> str:
@@ -261,10 +265,12 @@ def known_macs(state: PveState) -> str:
     )
 
 
-def identity(seed: str) -> dict[str, str]:
-    """Fresh `smbios1` and `vmgenid`."""
-    del seed  # identities are random on purpose: a clone made twice is two machines
-    return {"smbios1": f"uuid={uuid.uuid4()}", "vmgenid": str(uuid.uuid4())}
+def identity(state: PveState, vmid: int) -> dict[str, str]:
+    """Fresh `smbios1` and `vmgenid`: a clone made twice under the same id is two machines."""
+    return {
+        "smbios1": f"uuid={state.dice.uuid(f'vm/{vmid}/smbios1')}",
+        "vmgenid": state.dice.uuid(f"vm/{vmid}/vmgenid"),
+    }
 
 
 # --- finding, locking, starting -------------------------------------------------------------------
