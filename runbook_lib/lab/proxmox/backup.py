@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from . import scheduler
 from .calendar import next_run, parse_event
 from .declared import declared
 from .declared.backup import TABLE
@@ -432,6 +433,15 @@ def vzdump(call: Call) -> str:
         call.check(f"/storage/{name}", "Datastore.AllocateSpace")
     permitted = [v for v in local if call.allowed(f"/vms/{v}", "VM.Backup")]
 
+    return begin(state, node, params, local, permitted, user=call.authid)
+
+
+def begin(
+    state: PveState, node: str, params: Mapping[str, Any], local: list[int], permitted: list[int], *, user: str
+) -> str:
+    """The UPID of a backup of `local`, the guests on this node; of those that are not permitted the log complains."""
+    name = str(params.get("storage", "local"))
+
     async def work(task: TaskContext) -> None:
         words = " ".join(f"--{key} {value}" for key, value in sorted(params.items()) if key not in ("node", "vmid"))
         storage = backup_storage(state, name, node)
@@ -450,7 +460,25 @@ def vzdump(call: Call) -> str:
             raise TaskError("job errors")
         task.log("INFO: Backup job finished successfully")
 
-    return call.task("vzdump", local[0] if len(local) == 1 else "", work)
+    return state.tasks.start("vzdump", str(local[0]) if len(local) == 1 else "", work, node=node, user=user)
+
+
+UNSAID = {"enabled", "schedule", "repeat-missed", "comment", "type", "id", "node"}
+"""What a job says of itself and not to vzdump."""
+
+
+def run_job(state: PveState, node: str, name: str, job: Mapping[str, Any]) -> None:
+    """Start a job's backup on one node, when any of its guests is there; root's scheduler asks nobody."""
+    params = {key: value for key, value in job.items() if key not in UNSAID} | {"job-id": name}
+    chosen = covered_by(state, {key: value for key, value in job.items() if key != "node"})
+    local = [vmid for vmid in chosen if vmid in state.guests and state.guests[vmid].node == node]
+    if local or job.get("all"):
+        begin(state, node, params, local, local, user="root@pam")
+
+
+async def live(state: PveState) -> None:
+    """Let every node's scheduler look after its jobs."""
+    await scheduler.live(state)
 
 
 def backup_storage(state: PveState, name: str, node: str) -> StorageState:

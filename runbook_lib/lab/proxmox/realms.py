@@ -5,7 +5,7 @@ The lab checks passwords of pam and pve alone; users of other realms cannot log 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .declared import declared
 from .declared.realms import TABLE
@@ -15,6 +15,9 @@ from .routing import Call, PveError, String, one_of, perm, route, split_list
 from .schema import format_check
 from .sections import check_digest, digest_of, stored
 from .worker import TaskContext, TaskError
+
+if TYPE_CHECKING:
+    from .state import PveState
 
 endpoint = declared(TABLE)
 
@@ -161,11 +164,20 @@ def sync_realm(call: Call) -> str:
     if realm.type not in ("ldap", "ad"):
         raise PveError(500, f"Cannot sync realm type: {realm.type}! Only LDAP/AD realms can be synced.")
 
+    return begin_sync(call.state, call.node, name, user=call.authid)
+
+
+def begin_sync(state: PveState, node: str, name: str, *, user: str) -> str:
+    """The UPID of the synchronisation of a realm with the directory, which is not there."""
+    realm = state.access.realms.get(name)
+
     def work(task: TaskContext) -> None:
         task.log("starting sync for realm " + name)
+        if realm is None:
+            raise TaskError(f"domain '{name}' does not exist")
         raise TaskError(f"Can't connect to {realm.options.get('server1', 'the directory')}: Connection refused")
 
-    return call.task("auth-realm-sync", name, work)
+    return state.tasks.start("auth-realm-sync", name, work, node=node, user=user)
 
 
 def own(call: Call) -> None:
