@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .nodes import TIMEFRAME, moments
-from .qemu.guest import GuestState, check_lock, digest, find_guest, power_off, power_on, this
-from .routing import Boolean, Call, Integer, Param, String, perm, route
+from .qemu.guest import GuestState, check_lock, digest, find_guest, merged, power_off, this
+from .routing import Boolean, Call, Integer, Param, PveError, String, perm, route
 from .worker import TaskContext, TaskError
 
 if TYPE_CHECKING:
@@ -78,14 +78,28 @@ def container_index(call: Call) -> list[dict[str, str]]:
 def get_config(call: Call) -> dict[str, Any]:
     """A container's config."""
     guest = this(call, "lxc")
-    return dict(guest.config) | {"digest": digest(guest)}
+    if name := call.params.get("snapshot"):
+        if name not in guest.snapshots:
+            raise PveError(500, f"snapshot '{name}' does not exist")
+        return dict(guest.snapshots[name].config) | {"digest": digest(guest)}
+    config = guest.config if call.params.get("current") else merged(guest)
+    return dict(config) | ({"parent": guest.parent} if guest.parent else {}) | {"digest": digest(guest)}
 
 
 @route("GET", "/nodes/{node}/lxc/{vmid}/pending", permission=AUDIT)
 def get_pending(call: Call) -> list[dict[str, Any]]:
-    """A container's config key by key; the lab holds nothing pending for containers."""
+    """A container's config key by key, and what waits for its restart."""
     guest = this(call, "lxc")
-    rows = [{"key": key, "value": value} for key, value in guest.config.items()]
+    rows: list[dict[str, Any]] = []
+    for key in [*guest.config, *(key for key in guest.pending if key not in guest.config)]:
+        row: dict[str, Any] = {"key": key}
+        if key in guest.config:
+            row["value"] = guest.config[key]
+        if key in guest.pending:
+            row["pending"] = guest.pending[key]
+        if key in guest.pending_delete:
+            row["delete"] = 1
+        rows.append(row)
     return [*rows, {"key": "digest", "value": digest(guest)}]
 
 
@@ -122,9 +136,25 @@ def interfaces(call: Call) -> list[dict[str, Any]] | None:
 
 @route("GET", "/nodes/{node}/lxc/{vmid}/snapshot", permission=AUDIT)
 def list_snapshots(call: Call) -> list[dict[str, Any]]:
-    """A container's snapshots; the lab takes none."""
+    """A container's snapshots, and last the present as `current`."""
     guest = this(call, "lxc")
-    return [{"name": "current", "digest": digest(guest), "running": int(guest.running), "description": "You are here!"}]
+    rows: list[dict[str, Any]] = []
+    for name, found in guest.snapshots.items():
+        row: dict[str, Any] = {"name": name, "snaptime": found.snaptime, "description": found.description}
+        rows.append(row | ({"parent": found.parent} if found.parent else {}))
+    now: dict[str, Any] = {
+        "name": "current",
+        "digest": digest(guest),
+        "running": int(guest.running),
+        "description": "You are here!",
+    }
+    return [*rows, now | ({"parent": guest.parent} if guest.parent else {})]
+
+
+def feature_available(state: PveState, volid: str) -> bool:
+    """Whether the volume's storage can take snapshots of it and stand clones on it."""
+    storage = state.storages.get(volid.partition(":")[0])
+    return storage is not None and storage.type in ("lvmthin", "rbd", "zfspool", "btrfs")
 
 
 @route("GET", "/nodes/{node}/lxc/{vmid}/rrddata", params=TIMEFRAME, permission=AUDIT)
@@ -157,7 +187,11 @@ def _power(word: str, kind: str, seconds: float, params: Mapping[str, Param]) ->
     )
     def act(call: Call) -> str:
         state, node, vmid = call.state, call.node, call.params["vmid"]
-        find_guest(state, node, vmid, "lxc")
+        known = find_guest(state, node, vmid, "lxc")
+        if word == "start" and known.running:
+            raise PveError(500, f"CT {vmid} already running")
+        if word != "start" and not known.running:
+            raise PveError(500, f"CT {vmid} not running")
         if word != "reboot":
             from .ha import request  # HA needs the guests
 
@@ -171,11 +205,13 @@ def _power(word: str, kind: str, seconds: float, params: Mapping[str, Param]) ->
                 raise TaskError(f"CT {vmid} already running")
             if word != "start" and not guest.running:
                 raise TaskError(f"CT {vmid} not running")
-            await task.sleep(seconds)
             if word != "start":
+                await task.sleep(seconds)
                 power_off(state, guest)
             if word in ("start", "reboot"):
-                power_on(state, guest)
+                from .containers import boot  # making containers needs this module
+
+                await boot(state, guest, task)
 
         return call.task(kind, vmid, work)
 
@@ -192,3 +228,31 @@ for _word, _kind, _seconds, _params in (
     ("reboot", "vzreboot", 5.0, TIMEOUT),
 ):
     _power(_word, _kind, _seconds, _params)
+
+
+@route("POST", "/nodes/{node}/lxc/{vmid}/status/suspend", permission=POWER)
+def suspend(call: Call) -> str:
+    """The UPID of a freeze, which fails: checkpoints of containers are experimental, and this host has no CRIU."""
+    guest = this(call, "lxc")
+    if not guest.running:
+        raise PveError(500, f"CT {guest.vmid} not running")
+
+    def work(task: TaskContext) -> None:
+        task.log("lxc-checkpoint: the criu binary is not installed")
+        command = f"lxc-checkpoint -n {guest.vmid} -s -D /var/lib/vz/dump"
+        raise TaskError(f"command '{command}' failed: exit code 1")
+
+    return call.task("vzsuspend", guest.vmid, work)
+
+
+@route("POST", "/nodes/{node}/lxc/{vmid}/status/resume", permission=POWER)
+def resume(call: Call) -> str:
+    """The UPID of the return from a freeze, of which there is none."""
+    guest = this(call, "lxc")
+    if guest.running:
+        raise PveError(500, f"CT {guest.vmid} already running")
+
+    def work(task: TaskContext) -> None:
+        raise TaskError(f"command 'lxc-checkpoint -n {guest.vmid} -r -D /var/lib/vz/dump' failed: exit code 1")
+
+    return call.task("vzresume", guest.vmid, work)

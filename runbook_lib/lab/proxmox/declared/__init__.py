@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ..routing import Either, H, Param, Rule, route
 
@@ -30,7 +31,14 @@ class Endpoint:
     tokens: bool = True
 
 
-def declared(table: Mapping[str, Endpoint]) -> Callable[[str], Callable[[H], H]]:
+class Declare(Protocol):
+    """What makes a function the handler of a method, under its own rule or the table's."""
+
+    def __call__(self, key: str, permission: str | Rule | None = None) -> Callable[[H], H]:
+        """The decorator for the method of that key."""
+
+
+def declared(table: Mapping[str, Endpoint]) -> Declare:
     """A decorator factory: `endpoint("GET /path")` makes the function that method's handler."""
 
     def endpoint(key: str, permission: str | Rule | None = None) -> Callable[[H], H]:
@@ -49,4 +57,4 @@ def declared(table: Mapping[str, Endpoint]) -> Callable[[str], Callable[[H], H]]
     return endpoint
 
 
-__all__ = ["Endpoint", "Params", "declared"]
+__all__ = ["Declare", "Endpoint", "Params", "declared"]
