@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from . import admission, aggregated, apply, crd, defaults, gc, patch, rbac, strict, validation
+from .proxy import Backend
 from .schema import Decoder, Kind, Registry
 from .selectors import FieldRequirement, Requirement
 from .status import (
@@ -129,7 +130,8 @@ class Cluster:
         self.node_ports = (30000, 32767)
         self.pod_log: LogHook | None = None
         self.pod_exec: ExecHook | None = None
-        self.service_proxy: Callable[..., Any] | None = None
+        # What answers behind the proxy and portforward subresources: the seam is told in `proxy`.
+        self.backends: dict[tuple[str, str, int], Backend] = {}
         self.usage: Callable[[Json], dict[str, tuple[float, float]]] = aggregated.usage
         self._used: tuple[int, dict[str, tuple[float, float]]] | None = None
         self.started = self.clock.now()

@@ -15,7 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from ..faults import FAULT
-from . import aggregated, auth, discovery, openapi, reviews, table, wire
+from . import aggregated, auth, discovery, openapi, portforward, proxy, reviews, table, wire
 from .cluster import Cluster, Options, User, _selected
 from .rbac import Request as Wish
 from .schema import Decoder, Kind, builtin
@@ -57,6 +57,8 @@ def create_app(cluster: Cluster) -> web.Application:
     """The application that serves a cluster; its sites may ask for client certificates."""
     app = web.Application(client_max_size=wire.LIMIT * 2)
     app[CLUSTER] = cluster
+    app[proxy.SESSION] = []
+    app.on_cleanup.append(proxy.close)
     app.router.add_route("*", "/{tail:.*}", _handle)
     return app
 
@@ -496,6 +498,8 @@ class Call:
             return await self._exec(kind, namespace, name)
         if part == "proxy":
             return await self._proxy(found)
+        if part == "portforward" and method in ("GET", "POST"):
+            return await self._portforward(kind, namespace, name)
         if part == "scale":
             return await self._scale(kind, namespace, name)
         verbs = discovery.part(kind, part)[0]
@@ -588,19 +592,21 @@ class Call:
         return socket
 
     async def _proxy(self, found: wire.Target) -> web.StreamResponse:
-        hook = self.cluster.service_proxy
         kind = self.cluster.registry.by_url[(found.group, found.version, found.resource)]
-        name = found.name.split(":")
-        plain = name[1] if len(name) == 3 else name[0]
         namespace = found.namespace if kind.namespaced else ""
-        self.cluster.stored(kind, namespace, plain)
-        if hook is not None:
-            answer = await hook(found, self.request)
-            if answer is not None:
-                found_answer: web.StreamResponse = answer
-                return found_answer
-        text = f'no endpoints available for service "{found.name}"'
-        raise ApiError(503, "ServiceUnavailable", text)
+        obj = self.cluster.stored(kind, namespace, proxy.split(found.name)[1]).obj
+        parts = self.path.split("/")
+        depth = 8 if kind.namespaced else 6
+        prefix, rest = proxy.decoded("/".join(parts[:depth])), proxy.decoded("/" + "/".join(parts[depth:]))
+        if len(parts) == depth and self.request.method in ("GET", "HEAD"):
+            # Links of a page are relative to a folder.
+            query = self.request.rel_url.raw_query_string
+            return web.Response(status=301, headers={"Location": prefix + "/" + (f"?{query}" if query else "")})
+        answers = proxy.backend(self.cluster, kind.bucket, namespace, found.name, obj)
+        return await proxy.forward(self.request, answers, prefix, rest)
+
+    async def _portforward(self, kind: Kind, namespace: str, name: str) -> web.StreamResponse:
+        return await portforward.serve(self.cluster, self.request, self.cluster.stored(kind, namespace, name).obj)
 
     async def _scale(self, kind: Kind, namespace: str, name: str) -> web.StreamResponse:
         obj = self.cluster.get(kind, namespace, name)
