@@ -14,13 +14,15 @@ class Clock:
     """A clock whose `sleep` is `scale` times faster than life; 0 is frozen, infinity does not wait at all.
 
     `now()` is the real epoch time plus whatever was advanced by hand, so that a client that compares
-    clocks sees a healthy server until a test moves it.
+    clocks sees a healthy server until a test moves it. With `start`, an epoch time, it is that time plus the lab's own
+    seconds instead: what is to repeat to the last digit must not see today's date.
     """
 
-    def __init__(self, scale: float = 1.0) -> None:
+    def __init__(self, scale: float = 1.0, *, start: float | None = None) -> None:
         if not scale >= 0:
             raise ValueError("the scale of time cannot be negative")
         self.scale = scale
+        self.start = start
         self.offset = 0.0
         self._order = itertools.count()
         self._waiting: list[tuple[float, int, asyncio.Event]] = []
@@ -36,7 +38,7 @@ class Clock:
 
     def now(self) -> float:
         """Seconds since the epoch, as this lab's servers tell them."""
-        return time.time() + self.offset
+        return time.time() + self.offset if self.start is None else self.start + self.elapsed()
 
     def elapsed(self) -> float:
         """Lab seconds since this clock was made: scaled, and with everything that was advanced by hand."""

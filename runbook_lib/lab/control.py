@@ -155,11 +155,13 @@ def up(
     scale: float | None = None,
     proxmox_port: int = 0,
     kubernetes_port: int = 0,
+    seed: int | None = None,
 ) -> Connection:
     """The lab in the folder: started, or as it is when it is up with the same scenario.
 
     A running lab asked for another scenario begins anew with that one; its ports and credentials stay. Ports are
-    only chosen at the start. `scale` is how many times faster than life tasks and boots go; 60 unless told.
+    only chosen at the start, and so is `seed`, from which all chance comes; the scenario's unless told.
+    `scale` is how many times faster than life tasks and boots go; 60 unless told.
     Two calls at once start one lab. Raises LabError with the end of lab.log when it does not start.
     """
     folder = (Path(folder) if folder else default_folder()).resolve()
@@ -171,7 +173,10 @@ def up(
             running = status(folder)
             if running is None:
                 wanted = scenario or "healthy"
-                _start(folder, _named(wanted), 60.0 if scale is None else scale, proxmox_port, kubernetes_port)
+                told = ["--scale", str(60.0 if scale is None else scale)]
+                told += ["--proxmox-port", str(proxmox_port), "--kubernetes-port", str(kubernetes_port)]
+                told += ["--seed", str(seed)] if seed is not None else []
+                _start(folder, _named(wanted), told)
                 running = request(folder, "GET", "/status")
             if scenario is not None and running["scenario"] != _named(scenario):
                 request(folder, "POST", "/scenario", {"name": _named(scenario)})
@@ -208,7 +213,7 @@ def _prepare(folder: Path) -> None:
         ) from error
 
 
-def _start(folder: Path, scenario: str, scale: float, proxmox_port: int, kubernetes_port: int) -> None:
+def _start(folder: Path, scenario: str, told: list[str]) -> None:
     from .scenario import load  # fails early and clearly, before a process is started
 
     load(scenario)
@@ -217,8 +222,7 @@ def _start(folder: Path, scenario: str, scale: float, proxmox_port: int, kuberne
     (folder / "state.json").unlink(missing_ok=True)
     ours, theirs = os.pipe()
     command = [sys.executable, "-m", "runbook_lib.lab.server", "--dir", str(folder), "--scenario", scenario]
-    command += ["--scale", str(scale), "--ready-fd", str(theirs)]
-    command += ["--proxmox-port", str(proxmox_port), "--kubernetes-port", str(kubernetes_port)]
+    command += ["--ready-fd", str(theirs), *told]
     descriptor = os.open(folder / "lab.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         began = os.fstat(descriptor).st_size

@@ -2,6 +2,7 @@
 
 title: what this rehearses
 extends: healthy            # optional; maps are merged, everything else is replaced
+seed: 1                     # optional; identities, figures and faults by chance follow it
 proxmox: {…}                # see the `load` of each area in lab/proxmox
 kubernetes: {…}             # see lab/kubernetes/seeds
 faults: [{system, method, path, status|slow|reset|truncate|html, times}]
@@ -20,9 +21,10 @@ from typing import Any
 import yaml
 
 from ..errors import LabError
+from .dice import SEED
 
 FOLDER = Path(__file__).parent / "scenarios"
-_KEYS = {"title", "extends", "proxmox", "kubernetes", "faults", "must_fail", "must_warn"}
+_KEYS = {"title", "extends", "seed", "proxmox", "kubernetes", "faults", "must_fail", "must_warn"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Scenario:
 
     name: str
     title: str = ""
+    seed: int = SEED
     proxmox: dict[str, Any] = field(default_factory=dict)
     kubernetes: dict[str, Any] = field(default_factory=dict)
     faults: tuple[dict[str, Any], ...] = ()
@@ -51,10 +54,14 @@ def load(name: str | Path) -> Scenario:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}"
         raise LabError(f"scenario {name}", "no such scenario", hint)
     merged = _read(path, ())
+    seed = merged.get("seed", SEED)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise LabError(f"scenario {path.name}", f"seed: a whole number, not {seed!r}")
     lists = {key: tuple(merged.get(key) or ()) for key in ("faults", "must_fail", "must_warn")}
     return Scenario(
         name=path.stem if path.parent == FOLDER else str(path.resolve()),
         title=str(merged.get("title", "")),
+        seed=seed,
         proxmox=dict(merged.get("proxmox") or {}),
         kubernetes=dict(merged.get("kubernetes") or {}),
         **lists,

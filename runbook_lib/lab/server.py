@@ -29,7 +29,7 @@ from ..errors import LabError
 from . import scenario as scenarios
 from .clock import Clock
 from .control import socket_path
-from .faults import Faults, fault_from
+from .faults import Fault, Faults, fault_from
 from .kubernetes import state as kubernetes_kept
 from .platform import NAMES, Platform, build, kubeconfig
 from .proxmox import kept as proxmox_kept
@@ -81,11 +81,19 @@ class Lab:
     """The rehearsal site of one folder."""
 
     def __init__(
-        self, folder: Path, *, scenario: str, scale: float, proxmox_port: int = 0, kubernetes_port: int = 0
+        self,
+        folder: Path,
+        *,
+        scenario: str,
+        scale: float,
+        proxmox_port: int = 0,
+        kubernetes_port: int = 0,
+        seed: int | None = None,
     ) -> None:
         self.folder = folder
         self.scenario = scenarios.load(scenario)
         self.clock = Clock(scale)
+        self._seed = seed  # asked for at the start; else each scenario brings its own
         self.faults = Faults(self.clock)
         self.started = time.time()
         self.ca = authority(folder)
@@ -105,18 +113,27 @@ class Lab:
         async with self._changing:
             wanted = scenarios.load(name) if name else scenarios.load(self.scenario.name)
             rules = [fault_from(entry) for entry in wanted.faults]
-            state = PveState.from_scenario(wanted.proxmox, clock=self.clock, spool=self.folder / "spool")
-            platform = build(
-                wanted.kubernetes,
-                clock=self.clock,
-                admin_token=self.secrets["kubernetes_token"],
-                ca_pem=self.ca.cert_pem.bytes().decode(),
-            )
-            await self._stop()
-            self.scenario, self.faults = wanted, Faults(self.clock, rules)
-            await self._serve_proxmox(state)
-            await self._serve_kubernetes(platform)
-            self._write()
+            await self._replace(wanted, rules, *self._built(wanted))
+
+    def _built(self, wanted: scenarios.Scenario) -> tuple[PveState, Platform]:
+        seed = wanted.seed if self._seed is None else self._seed
+        state = PveState.from_scenario(wanted.proxmox, clock=self.clock, spool=self.folder / "spool", seed=seed)
+        platform = build(
+            wanted.kubernetes,
+            clock=self.clock,
+            admin_token=self.secrets["kubernetes_token"],
+            ca_pem=self.ca.cert_pem.bytes().decode(),
+        )
+        return state, platform
+
+    async def _replace(
+        self, wanted: scenarios.Scenario, rules: list[Fault], state: PveState, platform: Platform
+    ) -> None:
+        await self._stop()
+        self.scenario, self.faults = wanted, Faults(self.clock, rules, seed=state.dice.seed)
+        await self._serve_proxmox(state)
+        await self._serve_kubernetes(platform)
+        self._write()
 
     def kept(self) -> dict[str, Any]:
         """Everything the lab knows now: scenario, faults, both clusters."""
@@ -130,20 +147,20 @@ class Lab:
         }
 
     async def give_back(self, kept: Mapping[str, Any]) -> None:
-        """Put what `kept` told in the place of everything; its scenario is loaded first, for what is not kept."""
+        """Put what `kept` told in the place of everything, or change nothing; its scenario tells what is not kept."""
         missing = {"scenario", "faults", "proxmox", "kubernetes"} - kept.keys()
         if missing:
             raise ValueError(f"no snapshot of a lab: it lacks {', '.join(sorted(missing))}")
-        await self.load(str(kept["scenario"]))
         async with self._changing:
-            if self.state is None or self._platform is None:
-                raise LabError("give the lab its state back", "the lab is not up yet")
-            state = proxmox_kept.given_back(self.state, dict(kept["proxmox"]))
-            await self.state.tasks.cancel()
-            self.faults = Faults(self.clock, [fault_from(entry) for entry in kept["faults"]])
-            await self._serve_proxmox(state)
-            kubernetes_kept.restore(self._platform.cluster, dict(kept["kubernetes"]))
-            self._write()
+            wanted = scenarios.load(str(kept["scenario"]))
+            empty, platform = self._built(wanted)
+            try:
+                rules = [fault_from(entry) for entry in kept["faults"]]
+                state = proxmox_kept.given_back(empty, dict(kept["proxmox"]))
+                kubernetes_kept.restore(platform.cluster, dict(kept["kubernetes"]))
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                raise ValueError(f"no snapshot of a lab: {error}") from error
+            await self._replace(wanted, rules, state, platform)
 
     async def _serve_proxmox(self, state: PveState) -> None:
         settings = dict(self.scenario.proxmox.get("tls") or {})
@@ -215,6 +232,7 @@ class Lab:
             "started": self.started,
             "scenario": self.scenario.name,
             "title": self.scenario.title,
+            "seed": self.state.dice.seed if self.state else self.scenario.seed,
             "scale": self.clock.scale if math.isfinite(self.clock.scale) else "inf",
             "offset_seconds": self.clock.offset,
             "proxmox_url": self.proxmox_site.url,
@@ -419,6 +437,7 @@ def serve(args: argparse.Namespace) -> int:
             scale=args.scale,
             proxmox_port=args.proxmox_port,
             kubernetes_port=args.kubernetes_port,
+            seed=args.seed,
         )
         await run(lab, ready)
 
@@ -438,6 +457,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scale", type=float, default=60.0)
     parser.add_argument("--proxmox-port", type=int, default=0)
     parser.add_argument("--kubernetes-port", type=int, default=0)
+    parser.add_argument("--seed", type=int)
     parser.add_argument("--ready-fd", type=int)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)

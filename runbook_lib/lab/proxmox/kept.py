@@ -9,14 +9,20 @@ from __future__ import annotations
 import base64
 import dataclasses
 import importlib
+import re
 from typing import Any
 
+from .nodes import NodeState
 from .permissions import Access
+from .pools import PoolState
+from .qemu.guest import GuestState
 from .state import PveState
+from .storage import StorageState
 from .worker import TaskState
 
 FORMAT = 1
 PARTS = ("nodes", "guests", "storages", "pools", "datacenter", "areas")
+MEMBERS: dict[str, type] = {"nodes": NodeState, "guests": GuestState, "storages": StorageState, "pools": PoolState}
 PEOPLE = ("users", "groups", "custom", "acl", "realms")
 INTERRUPTED = "unexpected status"
 _SKIPPED = {"told"}
@@ -30,6 +36,8 @@ def taken(state: PveState) -> dict[str, Any]:
         "cluster_name": state.cluster_name,
         "elapsed": state.clock.elapsed(),
         "secret": _packed(state.secret),
+        "seed": state.dice.seed,
+        "thrown": state.dice.thrown,
         "volumes": [[node, _packed(volume)] for (node, _), volume in state.volumes.items()],
         "tasks": [_packed(task) for task in state.tasks],
         "people": {name: _packed(getattr(state.access, name)) for name in PEOPLE},
@@ -41,10 +49,25 @@ def given_back(state: PveState, saved: dict[str, Any]) -> PveState:
     """The cluster of `saved`, with the clock, the spool and the certificate of `state`. ValueError for rubbish."""
     if saved.get("format") != FORMAT or "guests" not in saved:
         raise ValueError(f"not a kept Proxmox VE of format {FORMAT}")
-    fresh = PveState(flavour=saved["flavour"], cluster_name=saved["cluster_name"], clock=state.clock)
+    try:
+        return _given_back(state, saved)
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"not a kept Proxmox VE: {type(error).__name__}: {error}") from error
+
+
+def _given_back(state: PveState, saved: dict[str, Any]) -> PveState:
+    fresh = PveState(
+        flavour=saved["flavour"], cluster_name=saved["cluster_name"], clock=state.clock, seed=int(saved["seed"])
+    )
+    fresh.dice.thrown = {str(name): int(count) for name, count in saved["thrown"].items()}
     fresh.spool, fresh.certificate_pem, fresh.secret = state.spool, state.certificate_pem, _unpacked(saved["secret"])
     for name in PARTS:
         setattr(fresh, name, _unpacked(saved[name]))
+    for name, kind in MEMBERS.items():
+        if not all(isinstance(each, kind) for each in getattr(fresh, name).values()):
+            raise ValueError(f"not a kept Proxmox VE: {name} are more than that")
+    if not fresh.nodes:
+        raise ValueError("not a kept Proxmox VE: no nodes")
     fresh.access = Access(fresh)
     for name, value in saved["people"].items():
         setattr(fresh.access, name, _unpacked(value))
@@ -109,4 +132,20 @@ def _made(kind: str, fields: dict[str, Any]) -> Any:
     made = getattr(importlib.import_module(module, __package__), name, None)
     if not (isinstance(made, type) and dataclasses.is_dataclass(made)):
         raise ValueError(f"not a part of Proxmox VE: {kind}")
-    return made(**fields)
+    result = made(**fields)
+    for field in dataclasses.fields(made):
+        if not _is(getattr(result, field.name), str(field.type)):
+            raise ValueError(f"not a part of Proxmox VE: {kind} with {field.name} {getattr(result, field.name)!r:.40}")
+    return result
+
+
+_PLAIN: dict[str, Any] = {
+    "str": str, "int": int, "bool": bool, "float": (int, float), "bytes": bytes, "dict": dict, "list": list,
+    "tuple": tuple, "set": set, "frozenset": frozenset, "None": type(None),
+}  # fmt: skip
+
+
+def _is(value: Any, annotation: str) -> bool:
+    """Whether the value is of the outer type that the annotation names; what is not plain is taken as it is."""
+    words = [word.partition("[")[0].strip() for word in re.split(r"\|(?![^\[]*\])", annotation)]
+    return any(word not in _PLAIN or isinstance(value, _PLAIN[word]) for word in words)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .qemu.guest import power_off, power_on
+from .system import come_up
 
 if TYPE_CHECKING:
     from .nodes import NodeState
@@ -32,15 +32,7 @@ def lose(state: PveState, name: str) -> None:
 
 
 def give_back(state: PveState, name: str) -> None:
-    """Nothing; the node has booted: of the guests it still holds, those with `onboot` run again."""
+    """Nothing; the node has booted, as after any other boot."""
     node = found(state, name)
-    if node.online:
-        return
-    node.online, node.booted, node.told = True, state.clock.now(), None
-    for guest in state.guests.values():
-        if guest.node != name:
-            continue
-        if guest.running:
-            power_off(state, guest)
-        if guest.config.get("onboot") and not guest.template and not guest.lock:
-            power_on(state, guest)
+    if not node.online:
+        come_up(state, node)

@@ -185,7 +185,6 @@ def step(state: PveState, node: NodeState, plan: dict[str, Any]) -> None:
             del power(state)[node.name]
     elif not node.online and now >= plan.get("up", math.inf):
         come_up(state, node)
-        del power(state)[node.name]
 
 
 def go_down(state: PveState, node: NodeState) -> None:
@@ -197,10 +196,14 @@ def go_down(state: PveState, node: NodeState) -> None:
 
 
 def come_up(state: PveState, node: NodeState) -> None:
-    """Let the node answer again and start the guests that start with it."""
-    node.online, node.booted = True, state.clock.now()
+    """Let the node answer again: what ran on it when it was lost does not, and what starts with it is started."""
+    node.online, node.booted, node.told = True, state.clock.now(), None
+    power(state).pop(node.name, None)
+    for guest in state.guests.values():
+        if guest.node == node.name and guest.running:
+            power_off(state, guest)
     for guest in boot_sequence(state, node.name):
-        if guest.config.get("onboot"):
+        if guest.config.get("onboot") and not guest.lock:
             act(state, guest, "status/start")
 
 
