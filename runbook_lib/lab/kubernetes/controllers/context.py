@@ -12,10 +12,22 @@ from typing import Any, Protocol
 
 from .client import Cache, KubeClient, Object, Refused
 from .network import View, World
+from .policies import Policies
 
 log = logging.getLogger(__name__)
 
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+VIEWED = {
+    "services": "/api/v1/services",
+    "slices": "/apis/discovery.k8s.io/v1/endpointslices",
+    "namespaces": "/api/v1/namespaces",
+    "kubernetes": "/apis/networking.k8s.io/v1/networkpolicies",
+    "cilium": "/apis/cilium.io/v2/ciliumnetworkpolicies",
+    "clusterwide": "/apis/cilium.io/v2/ciliumclusterwidenetworkpolicies",
+    "subnets": "/apis/kubeovn.io/v1/subnets",
+}
+"""What a connection depends on, beside pods and nodes."""
 
 
 class Clock(Protocol):
@@ -96,10 +108,13 @@ class Context:
         return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ" if micro else "%Y-%m-%dT%H:%M:%SZ")
 
     async def view(self) -> View:
-        """The cluster as a connection meets it; services and their endpoints are read at this moment."""
-        services = await self.client.list("/api/v1/services")
-        slices = await self.client.list("/apis/discovery.k8s.io/v1/endpointslices")
-        return View(list(self.pods.items.values()), list(self.nodes.items.values()), services["items"], slices["items"])
+        """The cluster as a connection meets it at this moment."""
+        held = {name: self.cache(path) for name, path in VIEWED.items()}
+        await self.synced(self.pods, self.nodes, *held.values())
+        rows = {name: list(cache.items.values()) for name, cache in held.items()}
+        policies = Policies(rows["kubernetes"], rows["cilium"], rows["clusterwide"], rows["subnets"])
+        pods, nodes = list(self.pods.items.values()), list(self.nodes.items.values())
+        return View(pods, nodes, rows["services"], rows["slices"], rows["namespaces"], policies)
 
     async def event(
         self, about: Object, reason: str, message: str, *, kind: str = "Normal", component: str, host: str = ""

@@ -1,6 +1,6 @@
 """The emulated network: how a connection from a pod ends, by what the cluster and the scenario say. No packets.
 
-Pure judgement over lists that the caller read; the policies in force will be one more input here.
+Pure judgement over lists that the caller read.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
+
+from .policies import API_SERVER, Identity, Policies, judge
 
 Object = dict[str, Any]
 
@@ -21,7 +23,8 @@ class World:
     """What lies outside the cluster. Addresses as "host:port"; `blocked` are shell patterns of such addresses.
 
     `names` maps outside host names to addresses. `registries` maps a registry host to what pulling from it does:
-    ok, timeout, denied, missing. `node_faults` maps a node to a fault of its own: runtime, network, dead.
+    ok, timeout, denied, missing. `node_faults` maps a node to a fault of its own: runtime, network, dead, or policy
+    when its agent no longer enforces any.
     """
 
     reachable: tuple[str, ...] = ()
@@ -51,6 +54,8 @@ class View:
     nodes: Sequence[Object]
     services: Sequence[Object]
     slices: Sequence[Object]
+    namespaces: Sequence[Object] = ()
+    policies: Policies = field(default_factory=Policies)
 
 
 @dataclass(frozen=True)
@@ -62,17 +67,24 @@ class Outcome:
     address: str = ""
 
 
-def connect(view: View, outside: World, source: Object, host: str, port: int, *, timeout: float = 3.0) -> Outcome:
-    """How a TCP connection of the pod `source` to host:port ends."""
-    address = resolve(view, outside, host)
+SAME_NODE, OTHER_NODE, OUTSIDE = 0.0002, 0.0006, 0.002
+"""Seconds that opening a connection takes, by how far it goes."""
+
+
+def connect(
+    view: View, outside: World, source: Object, host: str, port: int, *, protocol: str = "TCP", timeout: float = 3.0
+) -> Outcome:
+    """How a connection of the pod `source` to host:port ends. A blocked one is silent until the timeout."""
+    uid = source["metadata"].get("uid")  # the caller's pod may be older than its address
+    source = next((pod for pod in view.pods if uid and pod["metadata"].get("uid") == uid), source)
+    address = resolve(view, outside, host, source)
     if address is None:
         return Outcome("dns", 0.02)
-    result = _reach(view, outside, source, address, port)
-    seconds = {"timeout": timeout, "refused": 0.001}.get(result, 0.002)
-    return Outcome(result, seconds, address)
+    result, seconds = _reach(view, outside, source, address, port, host, protocol)
+    return Outcome(result, timeout if result == "timeout" else seconds, address)
 
 
-def resolve(view: View, outside: World, host: str) -> str | None:
+def resolve(view: View, outside: World, host: str, source: Object | None = None) -> str | None:
     """The address behind a name as a pod's resolver finds it, or None."""
     try:
         return str(ipaddress.ip_address(host))
@@ -80,69 +92,168 @@ def resolve(view: View, outside: World, host: str) -> str | None:
         pass
     if host == "localhost":
         return "127.0.0.1"
-    if not _dns_answers(view):
+    if not _dns_answers(view, outside, source):
         return None
     name = host.rstrip(".").removesuffix(f".{DOMAIN}")
     if name.endswith(".svc"):
         name = name.removesuffix(".svc")
     short, _, namespace = name.partition(".")
+    own = (source or {}).get("metadata", {}).get("namespace", "default")
     for service in view.services:
         metadata = service["metadata"]
-        if metadata["name"] == short and metadata["namespace"] == (namespace or "default"):
+        if metadata["name"] == short and metadata["namespace"] == (namespace or own):
             address = service["spec"].get("clusterIP", "")
-            return address if address != "None" else _first_backend(view, service)
+            backend = _first_backend(view, service)
+            return address if address != "None" else backend and backend[0]
     return outside.names.get(host)
 
 
-def _dns_answers(view: View) -> bool:
-    return any(
-        endpoint["conditions"].get("ready", True)
-        for slice_ in view.slices
-        if slice_["metadata"]["namespace"] == "kube-system"
-        and slice_["metadata"].get("labels", {}).get("kubernetes.io/service-name") == "kube-dns"
-        for endpoint in slice_.get("endpoints") or ()
+def _dns_answers(view: View, outside: World, source: Object | None) -> bool:
+    """Whether a ready server of the cluster's DNS can be asked from there."""
+    for address in _addresses(view, "kube-system", "kube-dns"):
+        pod = _pod_at(view, address)
+        if source is None or pod is None:
+            return True
+        if _permitted(view, outside, source, identify(view, address, pod), 53, "UDP"):
+            return True
+    return False
+
+
+def _reach(
+    view: View, outside: World, source: Object, address: str, port: int, host: str, protocol: str
+) -> tuple[str, float]:
+    if ipaddress.ip_address(address).is_loopback:
+        return ("connected" if port in _ports(source) else "refused"), SAME_NODE
+    for service in view.services:
+        if address in service["spec"].get("clusterIPs", ()):
+            ports = {entry["port"]: entry for entry in service["spec"].get("ports", ())}
+            if port not in ports:
+                return "timeout", 0.0
+            backend = _first_backend(view, service, ports[port].get("name", ""))
+            if backend is None:
+                return "refused", SAME_NODE
+            address, port = backend[0], backend[1] or port
+            break
+    pod = _pod_at(view, address)
+    target = identify(view, address, pod, source=source, hostnames=(host,))
+    written = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    if any(fnmatchcase(written, pattern) for pattern in outside.blocked):
+        return "timeout", 0.0
+    if not _permitted(view, outside, source, target, port, protocol):
+        return "timeout", 0.0
+    if pod is not None:
+        near = pod["spec"].get("nodeName") == source["spec"].get("nodeName")
+        return ("connected" if port in _ports(pod) else "refused"), SAME_NODE if near else OTHER_NODE
+    for node in view.nodes:
+        if any(entry["address"] == address for entry in node["status"].get("addresses", ())):
+            return _node(node, port), OTHER_NODE
+    if written in outside.reachable:
+        return "connected", OUTSIDE
+    known = any(entry.rpartition(":")[0] == address for entry in outside.reachable)
+    return ("refused" if known else "timeout"), OUTSIDE
+
+
+def identify(
+    view: View, address: str, pod: Object | None, *, source: Object | None = None, hostnames: tuple[str, ...] = ()
+) -> Identity:
+    """What Cilium takes an address for: a pod of the cluster, one of its nodes, or the world."""
+    if pod is not None and not pod["spec"].get("hostNetwork"):
+        metadata = pod["metadata"]
+        labels: Mapping[str, str] = next(
+            (
+                space["metadata"].get("labels", {})
+                for space in view.namespaces
+                if space["metadata"]["name"] == metadata["namespace"]
+            ),
+            {},
+        )
+        named = {
+            entry["name"]: entry["containerPort"]
+            for container in pod["spec"]["containers"]
+            for entry in container.get("ports") or ()
+            if "name" in entry
+        }
+        return Identity(
+            "pod",
+            address,
+            metadata["namespace"],
+            metadata["name"],
+            metadata.get("labels", {}),
+            labels,
+            pod["spec"].get("serviceAccountName", "default"),
+            named,
+            frozenset({"all", "cluster"}),
+        )
+    for node in view.nodes:
+        if any(entry["address"] == address for entry in node["status"].get("addresses", ())):
+            near = source is not None and source["spec"].get("nodeName") == node["metadata"]["name"]
+            labels = node["metadata"].get("labels", {})
+            own = {API_SERVER} if "node-role.kubernetes.io/control-plane" in labels else set()
+            kind = "host" if near else "remote-node"
+            entities = frozenset({"all", "cluster", kind} | own)
+            return Identity(kind, address, name=node["metadata"]["name"], labels=labels, entities=entities)
+    return Identity("world", address, entities=frozenset({"all", "world"}), hostnames=hostnames)
+
+
+def _permitted(view: View, outside: World, source: Object, target: Identity, port: int, protocol: str) -> bool:
+    """Whether the policies let it through, on each end as far as that end's node enforces them."""
+    own = identify(view, source.get("status", {}).get("podIP", "0.0.0.0"), source)
+    if own.kind != "pod":
+        own = Identity("host", own.address, labels=own.labels, entities=own.entities | {"host"})
+    peer = _pod_at(view, target.address)
+    nodes = {
+        "egress": source["spec"].get("nodeName", ""),
+        "ingress": (peer or {"spec": {}})["spec"].get("nodeName", ""),
+    }
+    enforced = [side for side, node in nodes.items() if outside.node_faults.get(node) != "policy"]
+    if own.kind == "host" and nodes["egress"] != nodes["ingress"]:
+        own = Identity(
+            "remote-node", own.address, labels=own.labels, entities=own.entities - {"host"} | {"remote-node"}
+        )
+    return judge(view.policies, own, target, port, protocol, enforced=enforced).allowed
+
+
+def _pod_at(view: View, address: str) -> Object | None:
+    return next(
+        (
+            pod
+            for pod in view.pods
+            if pod.get("status", {}).get("podIP") == address
+            and not pod["spec"].get("hostNetwork")
+            and pod["status"].get("phase") not in {"Succeeded", "Failed"}
+        ),
+        None,
     )
 
 
-def _reach(view: View, outside: World, source: Object, address: str, port: int) -> str:
-    target = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-    if any(fnmatchcase(target, pattern) for pattern in outside.blocked):
-        return "timeout"
-    if ipaddress.ip_address(address).is_loopback:
-        return "connected" if port in _ports(source) else "refused"
-    for service in view.services:
-        if address in service["spec"].get("clusterIPs", ()):
-            return _service(view, service, port)
-    for pod in view.pods:
-        if pod.get("status", {}).get("podIP") == address and not pod["spec"].get("hostNetwork"):
-            return "connected" if port in _ports(pod) else "refused"
-    for node in view.nodes:
-        if any(entry["address"] == address for entry in node["status"].get("addresses", ())):
-            return _node(node, port)
-    if target in outside.reachable:
-        return "connected"
-    return "refused" if any(entry.rpartition(":")[0] == address for entry in outside.reachable) else "timeout"
-
-
-def _service(view: View, service: Object, port: int) -> str:
-    if port not in {entry["port"] for entry in service["spec"].get("ports", ())}:
-        return "timeout"
-    return "connected" if _first_backend(view, service) else "refused"
-
-
-def _first_backend(view: View, service: Object) -> str | None:
+def _first_backend(view: View, service: Object, port: str = "") -> tuple[str, int] | None:
+    """Address and port of a ready endpoint behind the named port of a service."""
     metadata = service["metadata"]
-    for slice_ in view.slices:
-        labels = slice_["metadata"].get("labels", {})
-        if (slice_["metadata"]["namespace"], labels.get("kubernetes.io/service-name")) != (
-            metadata["namespace"],
-            metadata["name"],
-        ):
-            continue
+    for slice_ in _slices(view, metadata["namespace"], metadata["name"]):
+        ports = slice_.get("ports") or [{}]
+        number = next((entry.get("port") for entry in ports if entry.get("name", "") == port), ports[0].get("port"))
         for endpoint in slice_.get("endpoints") or ():
             if endpoint.get("conditions", {}).get("ready", True):
-                return str(endpoint["addresses"][0])
+                return str(endpoint["addresses"][0]), int(number or 0)
     return None
+
+
+def _addresses(view: View, namespace: str, service: str) -> list[str]:
+    return [
+        str(endpoint["addresses"][0])
+        for slice_ in _slices(view, namespace, service)
+        for endpoint in slice_.get("endpoints") or ()
+        if endpoint.get("conditions", {}).get("ready", True)
+    ]
+
+
+def _slices(view: View, namespace: str, service: str) -> list[Object]:
+    return [
+        slice_
+        for slice_ in view.slices
+        if slice_["metadata"]["namespace"] == namespace
+        and slice_["metadata"].get("labels", {}).get("kubernetes.io/service-name") == service
+    ]
 
 
 def _node(node: Object, port: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from ..charts import tenant
 from .components import CHILD_TENANT, ROOT_TENANT
 from .objects import Object, Times, condition, thing
 from .platform import NETWORKING, helm_release
@@ -108,77 +109,22 @@ def _workload_monitors(times: Times) -> list[Object]:
 
 def _policies(times: Times) -> list[Object]:
     """CozyStack's tenant policies: who is let in, and where a tenant's pods may go."""
-    items = []
-    for tenant in (_ROOT, _CHILD):
-        own = {"k8s:io.kubernetes.pod.namespace": tenant}
-        rows: tuple[tuple[str, Object], ...] = (
-            (
-                "allow-internal-communication",
-                {"endpointSelector": {}, "egress": [{"toEndpoints": [own]}], "ingress": [{"fromEndpoints": [own]}]},
-            ),
-            (
-                "allow-external-communication",
-                {
-                    "endpointSelector": {},
-                    "egress": [{"toEntities": ["world"]}],
-                    "ingress": [{"fromEntities": ["world", "cluster"]}],
-                },
-            ),
-            (
-                "allow-to-apiserver",
-                {
-                    "endpointSelector": {"matchLabels": {"policy.cozystack.io/allow-to-apiserver": "true"}},
-                    "egress": [
-                        {"toEntities": ["kube-apiserver"]},
-                        {"toPorts": [{"ports": [{"port": "6443", "protocol": "TCP"}]}]},
-                    ],
-                },
-            ),
-            (
-                "allow-to-dns",
-                {
-                    "endpointSelector": {},
-                    "egress": [
-                        {
-                            "toEndpoints": [
-                                {
-                                    "matchLabels": {
-                                        "k8s:io.kubernetes.pod.namespace": "kube-system",
-                                        "k8s:k8s-app": "kube-dns",
-                                    }
-                                }
-                            ],
-                            "toPorts": [{"ports": [{"port": "53", "protocol": "ANY"}]}],
-                        }
-                    ],
-                },
-            ),
+    made = [
+        *tenant.policies(_ROOT, etcd=True, ingress=True, monitoring=True),
+        *tenant.policies(_CHILD),
+    ]
+    items = [
+        thing(
+            item["apiVersion"],
+            item["kind"],
+            item["metadata"]["name"],
+            item["metadata"].get("namespace", ""),
+            created=times.born,
+            generation=1,
+            spec=item["spec"],
         )
-        items += [
-            thing("cilium.io/v2", "CiliumNetworkPolicy", name, tenant, created=times.born, generation=1, spec=spec)
-            for name, spec in rows
-        ]
-        label = f"k8s:io.cilium.k8s.namespace.labels.tenant.cozystack.io/{tenant}"
-        selector = {"matchExpressions": [{"key": label, "operator": "Exists"}]}
-        own_and_below = {"toEndpoints": [{"matchExpressions": [{"key": label, "operator": "Exists"}]}]}
-        items += [
-            thing(
-                "cilium.io/v2",
-                "CiliumClusterwideNetworkPolicy",
-                f"{tenant}-egress",
-                created=times.born,
-                generation=1,
-                spec={"endpointSelector": selector, "egress": [own_and_below]},
-            ),
-            thing(
-                "cilium.io/v2",
-                "CiliumClusterwideNetworkPolicy",
-                f"{tenant}-ingress",
-                created=times.born,
-                generation=1,
-                spec={"endpointSelector": selector, "ingress": [{"fromEndpoints": own_and_below["toEndpoints"]}]},
-            ),
-        ]
+        for item in made
+    ]
     ports = [{"port": str(port), "protocol": "TCP"} for port in (2379, 2380, 3367, 7946, 10250, 10257, 10259)]
     items.append(
         thing(
@@ -187,7 +133,11 @@ def _policies(times: Times) -> list[Object]:
             "restrict-system-components",
             created=times.born,
             generation=1,
-            spec={"nodeSelector": {}, "ingressDeny": [{"fromEntities": ["world"], "toPorts": [{"ports": ports}]}]},
+            spec={
+                "nodeSelector": {},
+                "ingressDeny": [{"fromEntities": ["world"], "toPorts": [{"ports": ports}]}],
+                "ingress": [{"fromEntities": ["world", "host", "cluster"]}],  # a denial alone would close the node
+            },
         )
     )
     return items
