@@ -127,7 +127,7 @@ PLACES = (_space("app"), _space("elsewhere", team="blue"), WEB, CLIENT, STRANGER
 NODE_PORTS = [{"ports": [{"port": "10250", "protocol": "TCP"}]}]
 
 
-def _web(ingress: list[Object], **more: Object) -> Object:
+def _web(ingress: list[Object], **more: Any) -> Object:
     return {"endpointSelector": {"matchLabels": {"app": "web"}}, "ingress": ingress, **more}
 
 
@@ -225,7 +225,7 @@ def test_a_host_policy_closes_a_node_to_the_pods_it_denies(seeded: list[Object],
 
 def test_a_private_subnet_is_closed_to_those_it_does_not_name() -> None:
     """Kube-OVN drops between subnets before any policy is asked."""
-    here = {"kind": "Subnet", "metadata": {"name": "app"}, "spec": {"cidrBlock": "10.244.80.0/24", "private": True}}
+    here: Object = {"kind": "Subnet", "metadata": {"name": "app"}, "spec": {"cidrBlock": "10.244.80.0/24", "private": True}}
     there = {"kind": "Subnet", "metadata": {"name": "rest"}, "spec": {"cidrBlock": "10.244.81.0/24"}}
     opened = {**here, "spec": {**here["spec"], "allowSubnets": ["10.244.81.0/24"]}}
     found = [
