@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,6 +69,56 @@ def test_rubbish_is_no_snapshot(folder: Path, tmp_path: Path) -> None:
         control.restore(tmp_path / "x.json", folder)
     with pytest.raises(LabError):
         control.restore(tmp_path / "none.json", folder)
+    assert names(folder) == before
+
+
+Damage = Callable[[dict[str, Any]], object]
+
+DAMAGES: dict[str, Damage] = {
+    "a number for the guests": lambda kept: kept["proxmox"].update(guests=5),
+    "a list for the nodes": lambda kept: kept["proxmox"].update(nodes=[]),
+    "a node among the guests": lambda kept: kept["proxmox"]["guests"]["of"].append(
+        [9999, kept["proxmox"]["nodes"]["of"][0][1]]
+    ),
+    "a config that is a word": lambda kept: kept["proxmox"]["guests"]["of"][0][1]["of"].update(config="x"),
+    "a field too many": lambda kept: kept["proxmox"]["guests"]["of"][0][1]["of"].update(colour="red"),
+    "no people": lambda kept: kept["proxmox"].pop("people"),
+    "no flavour": lambda kept: kept["proxmox"].update(flavour="7.4"),
+    "half a volume": lambda kept: kept["proxmox"]["volumes"].append(["pve1"]),
+    "a task without its id": lambda kept: kept["proxmox"]["tasks"][0]["of"].pop("upid"),
+    "a fault nobody knows": lambda kept: kept["faults"].append({"explode": True}),
+    "faults that are none": lambda kept: kept.update(faults=7),
+    "an object without a name": lambda kept: next(iter(kept["kubernetes"]["buckets"].values()))[0]["metadata"].clear(),
+    "no such scenario": lambda kept: kept.update(scenario="nowhere"),
+}
+"""What can be wrong with a file whose top-level keys are right."""
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_snapshot_changes_nothing(folder: Path, tmp_path: Path, damage: str) -> None:
+    """It is refused in one line while the lab still has its state, down to the running processes of its guests."""
+    control.snapshot(tmp_path / "kept.json", folder)
+    spoiled = json.loads((tmp_path / "kept.json").read_text(encoding="utf-8"))
+    DAMAGES[damage](spoiled)
+    (tmp_path / "kept.json").write_text(json.dumps(spoiled), encoding="utf-8")
+    pve = login(folder)
+    upid = pve.nodes("pve1").qemu(9000).clone.post(newid=4300, name="witness", full=0)
+    assert finished(pve, upid) == "OK"
+    with pytest.raises(LabError) as refused:
+        control.restore(tmp_path / "kept.json", folder)
+    assert "\n" not in str(refused.value)
+    assert "witness" in names(folder)
+    assert finished(pve, pve.nodes("pve1").qemu(4300).delete()) == "OK"
+
+
+def test_a_half_written_snapshot_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    """A file that ends too early is no JSON, and says so."""
+    control.snapshot(tmp_path / "kept.json", folder)
+    whole = (tmp_path / "kept.json").read_bytes()
+    (tmp_path / "kept.json").write_bytes(whole[: len(whole) // 2])
+    before = names(folder)
+    with pytest.raises(LabError, match="read the lab's state"):
+        control.restore(tmp_path / "kept.json", folder)
     assert names(folder) == before
 
 
