@@ -83,7 +83,7 @@ def _user_from(userid: str, entry: Mapping[str, Any]) -> User:
 # ---------------------------------------------------------------------------------------------- rules
 
 
-def _myself(call: Call) -> None:
+def myself(call: Call) -> None:
     """The rule that the user in the path is the caller; tokens are not their user."""
     if call.auth is None or str(call.auth) != str(call.raw.get("userid", "")):
         raise permission_error()
@@ -94,7 +94,7 @@ def _realm_of_user(call: Call) -> None:
     call.check(f"/access/realm/{realm}", "Realm.AllocateUser")
 
 
-def _user_group(*privs: str, groups_param: str = "") -> Rule:
+def user_group(*privs: str, groups_param: str = "") -> Rule:
     """The rule that the caller has the privileges on /access/groups or on a group of the user.
 
     groups_param "create": on every group the new user is to be in, when there are some; "update": also on those.
@@ -178,19 +178,24 @@ def create_ticket(call: Call) -> dict[str, Any]:
     now = state.clock.now()
     refused = PveError(401, "authentication failure", delay=state.auth_delay_seconds)
     user = state.access.users.get(username)
-    if user is None or params.get("tfa-challenge"):
+    if user is None or not state.access.is_enabled(username):
         raise refused
-    if tickets.user_of(state.secret, password, now) == username:
+    from . import factors  # second factors need the rules of this module
+
+    if params.get("tfa-challenge"):
+        if not factors.passed(state, user, params["tfa-challenge"], password):
+            raise refused
+    elif tickets.user_of(state.secret, password, now) == username:
         if not state.access.is_enabled(username):
             raise refused
         if params.get("path"):
             _require_held(state, username, params["path"], params["privs"], refused)
     elif not state.access.password_fits(username, password):
         raise refused
-    elif user.tfa:
+    elif waiting := factors.challenge(state, user):
         return {
             "username": username,
-            "ticket": tickets.ticket(state.secret, f"{tickets.TFA_MARK}{username}", now),
+            "ticket": waiting,
             "CSRFPreventionToken": tickets.csrf_token(state.secret, username, now),
             "NeedTFA": 1,
         }
@@ -216,7 +221,7 @@ def _require_held(state: PveState, username: str, path: str, privs: str, refused
     "PUT",
     "/access/password",
     tokens=False,
-    permission=one_of(_myself, all_of(_realm_of_user, _user_group("User.Modify"))),
+    permission=one_of(myself, all_of(_realm_of_user, user_group("User.Modify"))),
     params={
         "userid": USERID,
         "password": String(min_length=8, max_length=64),
@@ -346,7 +351,7 @@ _USER_FIELDS = {
 @route(
     "POST",
     "/access/users",
-    permission=all_of(_realm_of_user, _user_group("User.Modify", groups_param="create")),
+    permission=all_of(_realm_of_user, user_group("User.Modify", groups_param="create")),
     params={"userid": USERID, "password": String(optional=True, min_length=8, max_length=64), **_USER_FIELDS},
 )
 def create_user(call: Call) -> None:
@@ -376,7 +381,7 @@ def _require_groups(access: Access, groups: Iterable[str], prefix: str) -> None:
 @route(
     "GET",
     "/access/users/{userid}",
-    permission=_user_group("User.Modify", "Sys.Audit"),
+    permission=user_group("User.Modify", "Sys.Audit"),
     params={"userid": USERID},
 )
 def read_user(call: Call) -> dict[str, Any]:
@@ -388,7 +393,7 @@ def read_user(call: Call) -> dict[str, Any]:
 @route(
     "PUT",
     "/access/users/{userid}",
-    permission=_user_group("User.Modify", groups_param="update"),
+    permission=user_group("User.Modify", groups_param="update"),
     params={"userid": USERID, "append": Boolean(optional=True, requires="groups"), **_USER_FIELDS},
 )
 def update_user(call: Call) -> None:
@@ -415,7 +420,7 @@ def update_user(call: Call) -> None:
 @route(
     "DELETE",
     "/access/users/{userid}",
-    permission=all_of(_realm_of_user, _user_group("User.Modify")),
+    permission=all_of(_realm_of_user, user_group("User.Modify")),
     params={"userid": USERID},
 )
 def delete_user(call: Call) -> None:
@@ -439,35 +444,51 @@ def _forget(access: Access, kind: str, matches: Any) -> None:
 @route(
     "GET",
     "/access/users/{userid}/tfa",
-    permission=one_of(_myself, _user_group("User.Modify", "Sys.Audit")),
+    permission=one_of(myself, user_group("User.Modify", "Sys.Audit")),
     params={"userid": USERID, "multiple": Boolean(optional=True)},
 )
 def user_tfa(call: Call) -> dict[str, Any]:
     """The second factors of a user by kind."""
     user = _existing_user(call, call.params["userid"])
-    return {"realm": user.realm, "user": "totp", "types": ["totp"]} if user.tfa else {}
+    from .factors import listed  # second factors need the rules of this module
+
+    types = sorted({entry["type"] for entry in listed(call.state, user) if entry["enable"]})
+    if not types:
+        return {}
+    row: dict[str, Any] = {"types": types}
+    if call.params.get("multiple"):
+        return row
+    return {"realm": user.realm, "user": types[0], **row}
 
 
 @route("GET", "/access/tfa", permission="any")
 def list_tfa(call: Call) -> list[dict[str, Any]]:
     """Users with second factors."""
-    return [
-        {"userid": user.userid, "entries": [{"id": "totp", "type": "totp", "enable": 1}]}
-        for user in call.state.access.users.values()
-        if user.tfa and (user.userid == call.authid or call.allowed("/access", "User.Modify", "Sys.Audit", any_of=True))
+    from .factors import overview  # second factors need the rules of this module
+
+    state = call.state
+    everybody = call.allowed("/access/groups", "User.Modify", "Sys.Audit", any_of=True)
+    groups = state.access.groups.items()
+    audited = [
+        g for name, g in groups if call.allowed(f"/access/groups/{name}", "User.Modify", "Sys.Audit", any_of=True)
     ]
+    visible = {member for group in audited for member in group.members} | {call.authid}
+    rows = [overview(state, u) for u in state.access.users.values() if everybody or u.userid in visible]
+    return [row for row in rows if row["entries"]]
 
 
 @route(
     "GET",
     "/access/tfa/{userid}",
-    permission=one_of(_myself, _user_group("User.Modify", "Sys.Audit")),
+    permission=one_of(myself, user_group("User.Modify", "Sys.Audit")),
     params={"userid": USERID},
 )
 def read_tfa(call: Call) -> list[dict[str, Any]]:
     """The second factors of one user."""
     user = call.state.access.users.get(call.params["userid"])
-    return [{"id": "totp", "type": "totp", "enable": 1}] if user and user.tfa else []
+    from .factors import listed  # second factors need the rules of this module
+
+    return listed(call.state, user) if user else []
 
 
 # ---------------------------------------------------------------------------------------------- tokens
@@ -477,7 +498,7 @@ _TOKEN_FIELDS = {
     "expire": Integer(optional=True, minimum=0),
     "privsep": Boolean(optional=True),
 }
-_OWN_OR_GROUP = one_of(_myself, _user_group("User.Modify"))
+_OWN_OR_GROUP = one_of(myself, user_group("User.Modify"))
 
 
 def _existing_token(call: Call) -> Token:

@@ -146,7 +146,7 @@ class User:
     lastname: str = ""
     keys: str = ""
     password: tuple[bytes, bytes] | None = None
-    tfa: bool = False
+    tfa: bool | str = False  # of the scenario: whether there is a second factor, or its secret
     tokens: dict[str, Token] = field(default_factory=dict)
 
     @property

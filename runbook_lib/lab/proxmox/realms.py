@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from . import factors  # also registers the endpoints of second factors
 from .declared import declared
 from .declared.realms import TABLE
 from .permissions import Realm
@@ -195,6 +196,7 @@ def own(call: Call) -> None:
 def read_factor(call: Call) -> dict[str, Any]:
     """One second factor of a user; 404 when there is none of that id."""
     user = call.state.access.users.get(call.params["userid"])
-    if user is None or not user.tfa or call.params["id"] != "totp":
-        raise PveError(404, f"No such tfa entry '{call.params['id']}'", newline=False)
-    return {"id": "totp", "type": "totp", "description": "authenticator", "created": 0, "enable": 1}
+    for entry in factors.listed(call.state, user) if user else []:
+        if entry["id"] == call.params["id"]:
+            return entry
+    raise PveError(404, f"No such tfa entry '{call.params['id']}'", newline=False)

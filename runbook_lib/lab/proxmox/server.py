@@ -22,6 +22,7 @@ from urllib.parse import unquote
 
 from aiohttp import BodyPartReader, web
 
+from ..quiet import calm
 from . import tickets
 from .routing import REASONS, ROUTER, AuthId, Call, Encoded, PveError, Route, Upload, encode, param_error
 from .state import PveState, areas
@@ -32,7 +33,13 @@ JSON = "application/json;charset=UTF-8"
 MAX_BODY = 512 * 1024
 FORMATTERS = ("json", "extjs", "html", "text")
 METHODS = ("GET", "POST", "PUT", "DELETE")
-_OPEN = {("GET", "/access/domains"), ("GET", "/access/ticket"), ("POST", "/access/ticket")}
+_OPEN = {
+    ("GET", "/access/domains"),
+    ("GET", "/access/ticket"),
+    ("POST", "/access/ticket"),
+    ("POST", "/access/openid/auth-url"),
+    ("POST", "/access/openid/login"),
+}
 _UPLOAD_PATH = re.compile(r"/nodes/[^/]+/storage/([^/]+)/upload")
 
 STATE = web.AppKey("state", PveState)
@@ -48,13 +55,26 @@ class ServerError(Exception):
 
 def create_app(state: PveState, middlewares: Any = ()) -> web.Application:
     """The application that answers for this cluster; `middlewares` are faults and the like."""
-    app = web.Application(client_max_size=MAX_BODY, middlewares=tuple(middlewares))
+    calm()
+    app = web.Application(client_max_size=MAX_BODY, middlewares=(_elsewhere, *middlewares))
     app[STATE] = state
     for area in areas():
         if hasattr(area, "live"):
             app.cleanup_ctx.append(_alongside(area.live, state))
     app.router.add_route("*", r"/{tail:[\s\S]*}", _handle)
     return app
+
+
+@web.middleware
+async def _elsewhere(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
+    """The answer; what names no path at all, as a proxy is asked, is an unknown method or not found here."""
+    try:
+        answer: web.StreamResponse = await handler(request)
+    except web.HTTPNotFound:
+        if request.method not in METHODS:
+            return _response(501, f"method '{request.method}' not available", b"", None)
+        return _response(400, "bad request", b"bad request\n", None)
+    return answer
 
 
 def _alongside(live: Callable[[PveState], Coroutine[Any, Any, None]], state: PveState) -> Any:

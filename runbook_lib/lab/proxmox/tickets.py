@@ -50,3 +50,18 @@ def csrf_fits(secret: bytes, user: str, text: str, now: float) -> bool:
     if not hmac.compare_digest(csrf_token(secret, user, made).encode(), text.encode()):
         return False
     return -_EARLY_SECONDS <= now - made <= LIFETIME_SECONDS
+
+
+def challenge(secret: bytes, user: str, asked: str, now: float) -> str:
+    """A ticket that only waits for the user's second factor; `asked` says which would do, URL-encoded."""
+    plain = f"PVE:{TFA_MARK}{asked}:{int(now):08X}"
+    return f"{plain}::{_sign(secret, f'{plain}:{user}')}"
+
+
+def challenge_fits(secret: bytes, user: str, text: str, now: float) -> bool:
+    """Whether the ticket is such a one, was made for this user and is not too old."""
+    match = _TICKET.fullmatch(text)
+    if not match or not match[1].startswith(TFA_MARK):
+        return False
+    signed = _sign(secret, f"{text.rpartition('::')[0]}:{user}")
+    return hmac.compare_digest(signed, match[3]) and -_EARLY_SECONDS <= now - int(match[2], 16) <= LIFETIME_SECONDS
