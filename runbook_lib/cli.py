@@ -336,11 +336,15 @@ def lab_up(
     dir: DirOption = None,
     proxmox_port: Annotated[int, typer.Option(help="0 = any free one.")] = 0,
     kubernetes_port: Annotated[int, typer.Option(help="0 = any free one.")] = 0,
+    crds: Annotated[
+        Path | None,
+        typer.Option(help="A folder of CustomResourceDefinitions to serve as well.", show_default=False),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Start the lab, or go on with the one that is up, and tell how to reach it.
 
-    Examples: `runbook lab up` · `runbook lab up --scenario fresh-node --dir /tmp/one --json`
+    Examples: `runbook lab up --scenario fresh-node --dir /tmp/one --json` · `runbook lab up --crds ../crds`
     """
     from runbook_lib.lab import control
 
@@ -350,6 +354,7 @@ def lab_up(
         scale=scale,
         proxmox_port=proxmox_port,
         kubernetes_port=kubernetes_port,
+        crds=crds,
     )
     _print_connection(up, json_)
 

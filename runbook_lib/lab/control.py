@@ -156,12 +156,14 @@ def up(
     proxmox_port: int = 0,
     kubernetes_port: int = 0,
     seed: int | None = None,
+    crds: str | Path | None = None,
 ) -> Connection:
     """The lab in the folder: started, or as it is when it is up with the same scenario.
 
     A running lab asked for another scenario begins anew with that one; its ports and credentials stay. Ports are
     only chosen at the start, and so is `seed`, from which all chance comes; the scenario's unless told.
     `scale` is how many times faster than life tasks and boots go; 60 unless told.
+    `crds` is a folder of CustomResourceDefinitions that the lab serves beside its own, from now on.
     Two calls at once start one lab. Raises LabError with the end of lab.log when it does not start.
     """
     folder = (Path(folder) if folder else default_folder()).resolve()
@@ -182,6 +184,8 @@ def up(
                 request(folder, "POST", "/scenario", {"name": _named(scenario)})
             if scale is not None and float(running["scale"]) != scale:
                 request(folder, "POST", "/clock/scale", {"scale": scale})
+            if crds is not None:
+                _define(folder, Path(crds).resolve())
     except Timeout as error:
         raise LabError(f"start the lab in {folder}", "somebody else has been starting it for too long") from error
     return connection(folder)
@@ -201,6 +205,12 @@ def ensure(folder: str | Path | None = None, *, scenario: str, scale: float) -> 
 def _named(scenario: str) -> str:
     """A file's path made absolute, since the lab has its own working folder; a name stays as it is."""
     return str(Path(scenario).resolve()) if scenario.endswith((".yaml", ".yml")) else scenario
+
+
+def _define(folder: Path, crds: Path) -> None:
+    if not crds.is_dir():
+        raise LabError(f"load definitions from {crds}", "no such folder", "name a folder with CRD YAML in it")
+    request(folder, "POST", "/crds", {"folder": str(crds)})
 
 
 def _prepare(folder: Path) -> None:

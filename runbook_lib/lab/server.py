@@ -30,6 +30,7 @@ from . import scenario as scenarios
 from .clock import Clock
 from .control import socket_path
 from .faults import Fault, Faults, fault_from
+from .kubernetes import crd
 from .kubernetes import state as kubernetes_kept
 from .platform import NAMES, Platform, build, kubeconfig
 from .proxmox import kept as proxmox_kept
@@ -102,6 +103,7 @@ class Lab:
         self.proxmox_site = _site(proxmox_port, ports.get("proxmox", 0))
         self.kubernetes_site = _site(kubernetes_port, ports.get("kubernetes", 0))
         _remember_ports(folder, {"proxmox": self.proxmox_site.port, "kubernetes": self.kubernetes_site.port})
+        self.crds: str | None = None
         self.state: PveState | None = None
         self._platform: Platform | None = None
         self._changing = asyncio.Lock()
@@ -119,7 +121,7 @@ class Lab:
         seed = wanted.seed if self._seed is None else self._seed
         state = PveState.from_scenario(wanted.proxmox, clock=self.clock, spool=self.folder / "spool", seed=seed)
         platform = build(
-            wanted.kubernetes,
+            {**wanted.kubernetes, **({"crds": self.crds} if self.crds else {})},
             clock=self.clock,
             admin_token=self.secrets["kubernetes_token"],
             ca_pem=self.ca.cert_pem.bytes().decode(),
@@ -134,6 +136,19 @@ class Lab:
         await self._serve_proxmox(state)
         await self._serve_kubernetes(platform)
         self._write()
+
+    async def define(self, folder: Path) -> int:
+        """How many CustomResourceDefinitions of a folder are served now, and after every reset to come."""
+        found = await asyncio.to_thread(crd.read_folder, folder)
+        if not found:
+            raise LabError(f"load definitions from {folder}", "no YAML or JSON file there holds one")
+        async with self._changing:
+            if self._platform is None:
+                raise LabError("load definitions", "the lab is not up yet")
+            self._platform.cluster.load(found)
+            self.crds = str(folder)
+            self._write()
+        return len(found)
 
     def kept(self) -> dict[str, Any]:
         """Everything the lab knows now: scenario, faults, both clusters."""
@@ -239,6 +254,7 @@ class Lab:
             "kubernetes_url": self.kubernetes_site.url,
             "proxmox_version": self.state.flavour if self.state else "",
             "faults": self.faults.rules(),
+            "crds": self.crds,
         }
 
 
@@ -345,6 +361,9 @@ def control_app(lab: Lab, stop: asyncio.Event) -> web.Application:
         await lab.give_back(_read_kept(Path(str(body["file"]))))
         return lab.status()
 
+    async def crds(body: Mapping[str, Any]) -> Any:
+        return {"crds": await lab.define(Path(str(body["folder"])))}
+
     async def node(body: Mapping[str, Any]) -> Any:
         if lab.state is None:
             raise LabError("change a node", "the lab is not up yet")
@@ -366,6 +385,7 @@ def control_app(lab: Lab, stop: asyncio.Event) -> web.Application:
         ("/clock/advance", advance),
         ("/clock/scale", scale),
         ("/node", node),
+        ("/crds", crds),
         ("/snapshot", snapshot),
         ("/restore", restore),
         ("/shutdown", shutdown),

@@ -288,3 +288,34 @@ def test_an_interrupted_start_leaves_no_process(folder: Path, monkeypatch: pytes
         control.up(folder, scenario="fresh-node")
     assert started[0].poll() is not None
     assert control.status(folder) is None
+
+
+def test_definitions_of_a_folder_are_served_and_outlive_a_reset(folder: Path, tmp_path: Path) -> None:
+    """`crds` serves what a folder defines beside the lab's own kinds, from the start and after a reset."""
+    names = {"plural": "gadgets", "singular": "gadget", "kind": "Gadget", "listKind": "GadgetList"}
+    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": {"type": "object"}}}
+    definition = {
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "gadgets.lab.test"},
+        "spec": {"group": "lab.test", "scope": "Namespaced", "names": names, "versions": [version]},
+    }  # fmt: skip
+    (tmp_path / "crds").mkdir()
+    (tmp_path / "crds" / "gadgets.yaml").write_text(json.dumps(definition))
+    kubernetes = control.up(folder, scenario="fresh-node", crds=tmp_path / "crds").kubernetes
+
+    def served() -> int:
+        headers = {"Authorization": f"Bearer {kubernetes.token}"}
+        path = f"{kubernetes.url}/apis/lab.test/v1/gadgets"
+        return requests.get(path, headers=headers, verify=kubernetes.ca_file, timeout=5).status_code
+
+    assert served() == 200
+    control.reset(folder)
+    assert served() == 200
+
+
+def test_a_folder_without_definitions_is_named(shared: Path, tmp_path: Path) -> None:
+    """Neither a missing folder nor one without CRDs is passed over in silence."""
+    with pytest.raises(LabError, match="no such folder"):
+        control.up(shared, crds=tmp_path / "missing")
+    with pytest.raises(LabError, match="no YAML or JSON file there holds one"):
+        control.up(shared, crds=tmp_path)
