@@ -15,6 +15,7 @@ import pytest
 from aiohttp import ClientSession, ClientTimeout, UnixConnector, web
 from yarl import URL
 
+from runbook_lib.lab.kubernetes import watch
 from runbook_lib.lab.kubernetes.cluster import Cluster, User
 from runbook_lib.lab.kubernetes.server import create_app
 
@@ -354,9 +355,12 @@ async def replay(calls: list[Json], folder: Path) -> dict[int, str]:
     return found
 
 
-def test_recorded_calls_get_the_recorded_answers(oracle: Path, tmp_path: Path) -> None:
+def test_recorded_calls_get_the_recorded_answers(
+    oracle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
     """Replayed in order, 99 % of the calls get the same status, 97 % the same answer; the rest is listed."""
     calls = recordings(oracle)
+    monkeypatch.setattr(watch, "FAREWELL_SECONDS", 1.0)  # every recorded watch is cut to two seconds
     found = asyncio.run(replay(calls, tmp_path))
     by_number = {call["n"]: call for call in calls}
     groups: dict[str, Counter[str]] = {}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, UnixConnector, web
 
+from runbook_lib.lab.kubernetes import watch
 from runbook_lib.lab.kubernetes.cluster import ADMIN, Cluster, Options, User
 from runbook_lib.lab.kubernetes.schema import canonical_quantity
 from runbook_lib.lab.kubernetes.selectors import parse_labels
@@ -199,3 +200,52 @@ def test_quantities_are_shown_as_the_server_shows_them(given: str, shown: str) -
 def test_label_selectors_select(selector: str, labels: dict[str, str], fits: bool) -> None:
     """Equality, sets and existence are read together."""
     assert all(clause.matches(labels) for clause in parse_labels(selector)) is fits
+
+
+def watched(cluster: Cluster, act: Any, *, timeout: float, since: int | None = None) -> list[Json]:
+    """The events of a watch of the ConfigMaps of `work` with bookmarks, while `act` is done to them."""
+
+    async def run() -> list[Json]:
+        kind = cluster.registry.by_gvk[("v1", "ConfigMap")]
+        watcher = watch.Watcher(cluster, kind, "work", "", "Metadata", None, True)
+        asyncio.get_running_loop().call_soon(act)
+        version = str(cluster.store.rv if since is None else since)
+        return [json.loads(line) async for part in watch.events(watcher, version, "", timeout) for line in lines(part)]
+
+    def lines(part: bytes) -> list[bytes]:
+        return part.splitlines()
+
+    return asyncio.run(run())
+
+
+def test_a_watch_ends_with_a_bookmark_at_its_last_event(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bookmark comes after every event and names the version of the last one, so that nothing is missed."""
+    monkeypatch.setattr(watch, "FAREWELL_SECONDS", 0.1)
+    seen = watched(cluster, lambda: [create(cluster, "v1", "ConfigMap", name) for name in "abc"], timeout=0.2)
+    assert [event["type"] for event in seen] == ["ADDED"] * 3 + ["BOOKMARK"]
+    assert seen[-1]["object"]["metadata"]["resourceVersion"] == seen[-2]["object"]["metadata"]["resourceVersion"]
+
+
+def test_a_quiet_watch_gets_no_bookmark(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens to other resources is no progress of this one."""
+    monkeypatch.setattr(watch, "FAREWELL_SECONDS", 0.1)
+    assert watched(cluster, lambda: create(cluster, "v1", "Secret", "other"), timeout=0.2) == []
+
+
+def test_a_watch_goes_on_where_another_ended(cluster: Cluster) -> None:
+    """A watch from a version sees what happened after it, and nothing twice."""
+    first = create(cluster, "v1", "ConfigMap", "first")
+    create(cluster, "v1", "ConfigMap", "second")
+    since = int(first["metadata"]["resourceVersion"])
+    seen = watched(cluster, lambda: create(cluster, "v1", "ConfigMap", "third"), timeout=0.1, since=since)
+    assert [event["object"]["metadata"]["name"] for event in seen] == ["second", "third"]
+
+
+def test_an_object_given_to_nobody_is_collected(cluster: Cluster) -> None:
+    """An owner reference that is added later and points to nothing lets the object go, as one given at creation."""
+    kept = create(cluster, "v1", "ConfigMap", "kept")
+    owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "gone", "uid": "00000000-0000-0000-0000-000000000000"}
+    kind = cluster.registry.by_gvk[("v1", "ConfigMap")]
+    changed = kept | {"metadata": kept["metadata"] | {"ownerReferences": [owner]}}
+    cluster.update(kind, "work", "kept", changed, Options())
+    assert cluster.store.get("/configmaps", ("work", "kept")) is None

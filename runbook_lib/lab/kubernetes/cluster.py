@@ -759,7 +759,10 @@ class Cluster:
                 self.owners.setdefault(reference.get("uid", ""), set()).add(place)
             if change.new.obj["metadata"].get("deletionTimestamp"):
                 self.dirty.add(("deleting", uid))
-            elif change.type == "ADDED" and change.new.obj["metadata"].get("ownerReferences"):
+            elif change.new.obj["metadata"].get("ownerReferences") and (
+                change.old is None
+                or change.old.obj["metadata"].get("ownerReferences") != change.new.obj["metadata"]["ownerReferences"]
+            ):
                 self.dirty.add(("owned", uid))
         gc.note(self, bucket, change)
 

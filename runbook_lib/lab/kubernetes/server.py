@@ -305,10 +305,14 @@ class Call:
         self._check_version(version, watch=True)
         self._deprecated(kind)
         timeout = self._number("timeoutSeconds") or 1800 + hash(self.path) % 1800
+
+        def selected(obj: Json) -> bool:
+            return _selected(obj, kind, labels, fields, self.cluster)
+
         watcher = Watcher(
             cluster=self.cluster, kind=kind, namespace=namespace, form=self.form.kind,
             include=self.query.get("includeObject", "Metadata"),
-            matches=lambda obj: _selected(obj, kind, labels, fields, self.cluster),
+            matches=selected if labels or fields or "view" in kind.extras else None,
             bookmarks=self.query.get("allowWatchBookmarks", "") in ("true", "1"), trouble=self.request.get(FAULT),
         )  # fmt: skip
         response = web.StreamResponse(headers=self._headers("application/json"))

@@ -15,9 +15,17 @@ Key = tuple[str, str]  # namespace ("" when cluster scoped), name
 HISTORY = 2000  # events kept per resource; a watch older than these gets 410
 
 
+# One C encoder for all: json.dumps would make a new one each time, and look for circles that cannot be.
+_make: Any = getattr(json.encoder, "c_make_encoder", None)
+_quote: Any = json.encoder.encode_basestring
+_pieces = _make(None, json.JSONEncoder().default, _quote, None, ":", ",", False, False, True) if _make else None
+
+
 def encode(value: Any) -> bytes:
     """Compact JSON."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    if _pieces is None:
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    return "".join(_pieces(value, 0)).encode()
 
 
 class Stored:
@@ -35,15 +43,16 @@ class Stored:
         return self._raw
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Change:
-    """One step in a resource's history."""
+    """One step in a resource's history; `line` is the watch event once somebody needed it."""
 
     type: str  # ADDED MODIFIED DELETED
     key: Key
     rv: int
     new: Stored
     old: Stored | None
+    line: bytes = b""
 
 
 Listener = Callable[[Change], None]
@@ -153,6 +162,11 @@ class Store:
             else:
                 items[change.key] = change.old
         return [(key, items[key]) for key in sorted(items) if not namespace or key[0] == namespace]
+
+    def latest(self, resource: str) -> int:
+        """The resource version of the last thing that happened to a resource, 0 when nothing is known of it."""
+        history = self.bucket(resource).history
+        return history[-1].rv if history else 0
 
     def since(self, resource: str, rv: int) -> list[Change] | None:
         """What happened after a resource version, or None when that history is gone."""

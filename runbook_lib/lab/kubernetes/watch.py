@@ -16,6 +16,8 @@ from .store import Change, Stored, encode
 
 Json = dict[str, Any]
 BOOKMARK_SECONDS = 60.0
+FAREWELL_SECONDS = 2.0
+BATCH = 500  # events joined to one write
 BACKLOG = 20_000  # events one slow client may fall behind before it is cut off
 
 
@@ -28,7 +30,7 @@ class Watcher:
     namespace: str
     form: str
     include: str
-    matches: Callable[[Json], bool]
+    matches: Callable[[Json], bool] | None  # None = everything
     bookmarks: bool
     queue: deque[Change] = field(default_factory=deque)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -50,10 +52,14 @@ class Watcher:
         self.replaced = True
         self.wake.set()
 
+    def selects(self, obj: Json) -> bool:
+        """Whether this watcher wants to see an object."""
+        return self.matches is None or self.matches(obj)
+
     def line(self, kind: str, stored: Stored) -> bytes:
         """One event."""
         if not self.form and stored.obj.get("apiVersion") == self.kind.api_version:
-            return b'{"type":"' + kind.encode() + b'","object":' + stored.raw() + b"}\n"
+            return _plain(kind, stored)
         obj = self.cluster.view(self.kind, stored.obj)
         if self.form == "Table":
             meta = {"resourceVersion": str(stored.rv)}
@@ -65,8 +71,13 @@ class Watcher:
 
     def event(self, change: Change) -> bytes:
         """The event a change is for this watcher: b"" when it concerns nothing it selects."""
-        now = change.type != "DELETED" and self.matches(change.new.obj)
-        before = change.old is not None and self.matches(change.old.obj)
+        if self.matches is None and not self.form and change.new.obj.get("apiVersion") == self.kind.api_version:
+            # All who watch everything share one encoding.
+            if not change.line:
+                change.line = _plain(change.type, change.new)
+            return change.line
+        now = change.type != "DELETED" and self.selects(change.new.obj)
+        before = change.old is not None and self.selects(change.old.obj)
         if now:
             return self.line("MODIFIED" if before else "ADDED", change.new)
         if not before or change.old is None:
@@ -89,6 +100,10 @@ class Watcher:
             obj = {"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": str(rv)}}
             obj |= {"columnDefinitions": None, "rows": [row]}
         return encode({"type": "BOOKMARK", "object": obj}) + b"\n"
+
+
+def _plain(kind: str, stored: Stored) -> bytes:
+    return b'{"type":"%s","object":%s}\n' % (kind.encode(), stored.raw())
 
 
 def failure(error: Any) -> bytes:
@@ -121,7 +136,7 @@ async def events(watcher: Watcher, version: str, initial: str, timeout: float) -
         with_list = initial in ("true", "1") or (number == 0 and initial not in ("false", "0"))
         if with_list:
             watcher.queue.clear()
-            rows = [s for _, s in store.scan(kind.bucket, watcher.namespace) if watcher.matches(s.obj)]
+            rows = [s for _, s in store.scan(kind.bucket, watcher.namespace) if watcher.selects(s.obj)]
             seen = store.rv
             yield b"".join(watcher.line("ADDED", stored) for stored in rows)
             if (initial in ("true", "1") and watcher.bookmarks) or (watcher.bookmarks and not version and not initial):
@@ -148,31 +163,32 @@ async def events(watcher: Watcher, version: str, initial: str, timeout: float) -
 
 
 async def _live(watcher: Watcher, seen: int, end: float) -> AsyncIterator[bytes]:
-    loop = asyncio.get_running_loop()
-    marked, told = loop.time(), seen
-    while loop.time() < end:
+    loop, store = asyncio.get_running_loop(), watcher.cluster.store
+    due = _next_bookmark(loop.time(), end) if watcher.bookmarks else end
+    while (now := loop.time()) < end:
         if not watcher.queue:
+            if watcher.bookmarks and now >= due:
+                # With nothing left to send. A resource that nothing happened to gets none, as on a real server.
+                latest = store.latest(watcher.kind.bucket)
+                if latest > seen:
+                    yield watcher.bookmark(latest)
+                due = _next_bookmark(now, end)
             watcher.wake.clear()
-            pause = max(0.0, min(end - loop.time(), BOOKMARK_SECONDS))
-            due = end - 2.0 - loop.time()
-            if watcher.bookmarks and told != watcher.cluster.store.rv and due > 0:
-                pause = min(pause, due)
             try:
-                await asyncio.wait_for(watcher.wake.wait(), pause)
+                await asyncio.wait_for(watcher.wake.wait(), max(0.0, min(due, end) - loop.time()))
             except TimeoutError:
-                if watcher.bookmarks and (loop.time() - marked >= BOOKMARK_SECONDS or told > seen):
-                    yield watcher.bookmark(watcher.cluster.store.rv)
-                    marked, seen, told = loop.time(), told, seen
+                continue
         if watcher.lost:
             return
         if watcher.replaced:
-            yield failure(expired(f"too old resource version: {seen} ({watcher.cluster.store.rv})"))
+            yield failure(expired(f"too old resource version: {seen} ({store.rv})"))
             return
-        batch: list[bytes] = []
-        while watcher.queue and len(batch) < 500:
-            change = watcher.queue.popleft()
-            batch.append(watcher.event(change))
-            told = change.rv
-        chunk = b"".join(batch)
+        chunk = b"".join([watcher.event(watcher.queue.popleft()) for _ in range(min(len(watcher.queue), BATCH))])
         if chunk:
             yield chunk
+
+
+def _next_bookmark(now: float, end: float) -> float:
+    """Every minute, and once shortly before the watch's own end, so that its client goes on from there."""
+    last = end - FAREWELL_SECONDS
+    return min(now + BOOKMARK_SECONDS, last) if last > now else now + BOOKMARK_SECONDS
