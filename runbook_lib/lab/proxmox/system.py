@@ -146,6 +146,8 @@ def node_command(call: Call) -> None:
 @endpoint("POST /nodes/{node}/wakeonlan")
 def wake(call: Call) -> str:
     """The MAC address that was woken; a node that is down comes up."""
+    if call.node not in call.state.nodes:
+        raise PveError(500, f"no such cluster node '{call.node}'")
     node = this_node(call)
     options = dict(part.partition("=")[::2] for part in str(node.config.get("wakeonlan", "")).split(","))
     mac = options.get("mac") or next((key for key, value in options.items() if key and not value), None)

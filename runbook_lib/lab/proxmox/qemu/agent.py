@@ -158,10 +158,10 @@ def interfaces(call: Call, guest: GuestState) -> list[dict[str, Any]]:
 
 def run(call: Call, guest: GuestState, command: list[str], stdin: str) -> dict[str, Any]:
     """How a command ends inside the guest: the few that provisioning asks for, and the usual small ones."""
-    words = command[0].split() if len(command) == 1 else command
+    words = (command[0].split() if len(command) == 1 else command) or [""]
     program, rest = words[0].rsplit("/", 1)[-1], words[1:]
     if program in ("sh", "bash") and rest[:1] == ["-c"]:
-        words = " ".join(rest[1:]).split()
+        words = " ".join(rest[1:]).split() or [""]
         program, rest = words[0].rsplit("/", 1)[-1], words[1:]
     system = OS | guest.os
     done = up_for(call.state, guest) >= CLOUD_INIT_SECONDS
