@@ -26,9 +26,10 @@ from test_proxmox_oracle import LEFT_OUT, PASSWORDS, Driver, rows_of  # lie besi
 
 NO_ZFS = "the recorded host had no ZFS tools; the lab's hosts have them and no pool"
 DIFFERS: dict[str, dict[str, str]] = {
-    "8.4": {"/nodes/{node}/disks/zfs": NO_ZFS},
+    "8.4": {"/nodes/{node}/disks/zfs": NO_ZFS, "/nodes/{node}/scan/zfs": NO_ZFS},
     "9.2": {
         "/nodes/{node}/disks/zfs": NO_ZFS,
+        "/nodes/{node}/scan/zfs": NO_ZFS,
         "/nodes/{node}/subscription": "the recorded host had no server id",
         "/nodes/{node}/time": "the recorded host had no timedatectl",
     },

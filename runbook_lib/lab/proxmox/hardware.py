@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from . import disks as disks  # registers the endpoints that make something of disks
 from .declared import declared
 from .declared.hardware import TABLE
 from .nodes import this as this_node
@@ -215,7 +216,11 @@ def init_gpt(call: Call) -> str:
 def wipe_disk(call: Call) -> str:
     """The UPID of a disk's wiping; afterwards nothing uses it."""
     node, path = this_node(call), call.params["disk"]
-    disk_at(call, path)
+    used = disk_at(call, path).get("used", "LVM")
+    if used in ("LVM", "ZFS"):
+        raise PveError(500, f"disk/partition '{path}' has a holder")
+    if used == "mounted":
+        raise PveError(500, f"disk/partition '{path}' is mounted")
 
     async def work(task: TaskContext) -> None:
         task.log(f"wiping block device {path}")
@@ -225,12 +230,6 @@ def wipe_disk(call: Call) -> str:
                 disk["used"] = ""
 
     return call.task("wipedisk", path.removeprefix("/dev/"), work)
-
-
-@endpoint("GET /nodes/{node}/disks/zfs/{name}")
-def get_pool(call: Call) -> dict[str, Any]:
-    """One ZFS pool's devices; the lab's nodes have none of their own."""
-    raise PveError(500, f"command 'zpool status -P {call.params['name']}' failed: exit code 1")
 
 
 # --- what QEMU can emulate ------------------------------------------------------------------------
@@ -309,7 +308,7 @@ def scan_nfs(call: Call) -> list[dict[str, str]]:
 @endpoint("GET /nodes/{node}/scan/lvm")
 def scan_lvm(call: Call) -> list[dict[str, str]]:
     """The volume groups of the node."""
-    return [{"vg": name} for name in sorted({pool["vg"] for pool in this_node(call).thin_pools})]
+    return [{"vg": name} for name in sorted(disks.taken_groups(call.state, this_node(call)))]
 
 
 @endpoint("GET /nodes/{node}/scan/lvmthin")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import storage as storages
 from .drift import drift, phase
 from .routing import Boolean, Call, Either, Integer, Param, PveError, String, one_of, only_9, perm, route
-from .told import broadcast_at
+from .told import broadcast_at, burden
 from .worker import TaskContext
 
 if TYPE_CHECKING:
@@ -128,22 +128,28 @@ def guests_on(state: PveState, node: str) -> list[Any]:
     return [guest for guest in state.guests.values() if guest.node == node and guest.running]
 
 
-def cpu_fraction(state: PveState, node: NodeState, guests: Iterable[Any] | None = None) -> float:
-    """How busy the node's CPUs are, as a fraction; `guests` are its running ones, when they are known."""
+def cpu_fraction(state: PveState, node: NodeState) -> float:
+    """How busy the node's CPUs are, guests included, as a fraction."""
     moment = state.clock.now()
-    own = drift(f"{node.salt}{node.name}/cpu", node.cpu, moment)
-    guests = guests_on(state, node.name) if guests is None else guests
-    busy = sum(guest.cpu_fraction(moment) * guest.cpus for guest in guests)
-    return min(1.0, own + busy / node.cpus)
+    busy = sum(guest.cpu_fraction(moment) * guest.cpus for guest in guests_on(state, node.name))
+    return busy_share(node, moment, busy)
 
 
-def memory_used(state: PveState, node: NodeState, guests: Iterable[Any] | None = None) -> int:
-    """Bytes of memory in use; `guests` are its running ones, when they are known."""
+def busy_share(node: NodeState, moment: float, busy: float) -> float:
+    """How busy the node's CPUs are, of which its guests keep `busy` busy."""
+    return min(1.0, drift(f"{node.salt}{node.name}/cpu", node.cpu, moment) + busy / node.cpus)
+
+
+def memory_used(state: PveState, node: NodeState) -> int:
+    """Bytes of memory in use, guests included."""
     moment = state.clock.now()
+    return taken_memory(node, moment, sum(guest.memory_used(moment) for guest in guests_on(state, node.name)))
+
+
+def taken_memory(node: NodeState, moment: float, used: int) -> int:
+    """Bytes of memory in use, of which its guests use `used`."""
     own = drift(f"{node.salt}{node.name}/memory", node.memory_used, moment, swing=0.05)
-    guests = guests_on(state, node.name) if guests is None else guests
-    used = own + sum(guest.memory_used(moment) for guest in guests)
-    return int(min(used, node.memory * 0.995))
+    return int(min(own + used, node.memory * 0.995))
 
 
 def root_usage(state: PveState, node: NodeState) -> tuple[int, int, int]:
@@ -172,26 +178,31 @@ def fingerprint(state: PveState, node: NodeState) -> str:
 def figures_of(state: PveState, nodes: Iterable[NodeState]) -> dict[str, dict[str, Any]]:
     """What nodes told the cluster about themselves last, by name; the guests are looked through once for all."""
     moments = {node.name: broadcast_at(state, node) for node in nodes}
-    silent = {name for name, moment in moments.items() if (told := state.nodes[name].told) and told[0] == moment}
-    running: dict[str, list[Any]] = {name: [] for name in moments if name not in silent}
-    if running:
+    anew = {
+        name: moment
+        for name, moment in moments.items()
+        if (told := state.nodes[name].told) is None or told[0] != moment
+    }
+    loads = dict.fromkeys(anew, (0.0, 0))
+    if anew:
         for guest in state.guests.values():
-            if guest.running and guest.node in running:
-                running[guest.node].append(guest)
-    for name, guests in running.items():
-        node = state.nodes[name]
-        node.told = (moments[name], _figures(state, node, guests))
+            if guest.running and (moment := anew.get(guest.node)) is not None:
+                busy, memory = burden(guest, moment)
+                cpus, used = loads[guest.node]
+                loads[guest.node] = cpus + busy, used + memory
+    for name, (cpus, used) in loads.items():
+        state.nodes[name].told = (moments[name], _figures(state, state.nodes[name], moments[name], cpus, used))
     return {name: dict(told[1]) for name in moments if (told := state.nodes[name].told)}
 
 
-def _figures(state: PveState, node: NodeState, guests: list[Any]) -> dict[str, Any]:
-    total, used, _ = root_usage(state, node)
+def _figures(state: PveState, node: NodeState, moment: float, cpus: float, used: int) -> dict[str, Any]:
+    total, root_used, _ = root_usage(state, node)
     return {
-        "cpu": cpu_fraction(state, node, guests),
+        "cpu": busy_share(node, moment, cpus),
         "maxcpu": node.cpus,
-        "mem": memory_used(state, node, guests),
+        "mem": taken_memory(node, moment, used),
         "maxmem": node.memory,
-        "disk": used,
+        "disk": root_used,
         "maxdisk": total,
         "uptime": uptime(state, node),
     }
@@ -890,7 +901,11 @@ def list_thin_pools(call: Call) -> list[dict[str, Any]]:
 def list_volume_groups(call: Call) -> dict[str, Any]:
     """The volume groups of a node as a tree."""
     groups: dict[str, int] = {}
+    own: dict[str, Any] = call.state.areas.get("made_of_disks", {}).get(call.node, {})
+    whole = {**own.get("lvm", {}), **own.get("lvmthin", {})}
     for pool in this(call).thin_pools:
+        if pool["vg"] in whole:
+            continue
         groups[pool["vg"]] = groups.get(pool["vg"], 0) + storages.parse_size(pool["size"])
     children = [
         {
@@ -903,16 +918,9 @@ def list_volume_groups(call: Call) -> dict[str, Any]:
         }
         for name, size in groups.items()
     ]
+    for name, entry in whole.items():
+        free = entry["size"] if name in own.get("lvm", {}) else 0
+        free -= sum(volume.size for volume in call.state.volumes.on(call.node, name)) if free else 0
+        leaf = {"name": entry["devices"][0], "size": entry["size"], "free": free, "leaf": 1}
+        children.append({**leaf, "name": name, "lvcount": 0 if free else 1, "leaf": 0, "children": [leaf]})
     return {"leaf": 0, "children": children}
-
-
-@route("GET", "/nodes/{node}/disks/directory", permission=ROOT_AUDIT)
-def list_directories(call: Call) -> list[dict[str, Any]]:
-    """Directory mounts made through the API; the lab has none."""
-    return []
-
-
-@route("GET", "/nodes/{node}/disks/zfs", permission=ROOT_AUDIT)
-def list_zfs(call: Call) -> list[dict[str, Any]]:
-    """ZFS pools; the lab has none."""
-    return []
