@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+from proxmoxer import ResourceException
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -130,3 +132,98 @@ def test_a_rule_is_plain_data() -> None:
     """What the control plane shows can be written to a scenario."""
     faults = Faults(Clock(), [Fault(task="qmclone")])
     assert fault_from(json.loads(json.dumps(faults.rules()[0]))) == Fault(task="qmclone")
+
+
+def test_a_fault_hits_one_method_and_so_many_requests(folder: Path, pve: Any) -> None:
+    """The first of its kind passes, two are hit, the rest and other methods never were."""
+    control.fault({"path": "/pools$", "method": "POST", "status": 503, "after": 1, "times": 2}, folder)
+    got = []
+    for name in "abcd":
+        try:
+            pve.pools.post(poolid=f"pool-{name}")
+            got.append(200)
+        except ResourceException as refused:
+            got.append(refused.status_code)
+    assert got == [200, 503, 503, 200]
+    assert {row["poolid"] for row in pve.pools.get()} >= {"pool-a", "pool-d"}
+    for name in "ad":
+        pve.pools.delete(poolid=f"pool-{name}")
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "body"),
+    [
+        (500, "got timeout", {"data": None, "message": "got timeout\n"}),
+        (403, "Permission check failed (/vms/100, VM.Audit)", None),
+        (401, "Authentication failed!", ""),
+        (595, "No route to host", ""),
+        (596, "Connection timed out", ""),
+        (599, "Too many redirections", ""),
+    ],
+)
+def test_each_status_has_the_body_it_has_in_life(
+    folder: Path, pve: Any, status: int, reason: str, body: dict[str, Any] | str | None
+) -> None:
+    """An API error tells its message in JSON; what the proxy or the login refuses has no body."""
+    control.fault({"path": "/version$", "status": status, "reason": reason, "times": 1}, folder)
+    answer = pve._store["session"].request("GET", f"{pve._store['base_url']}/version")
+    assert (answer.status_code, answer.reason) == (status, reason)
+    if body is None:
+        body = {"data": None, "message": f"{reason}\n"}
+    assert (answer.text and json.loads(answer.text)) == body
+
+
+def test_a_delay_passes_in_lab_time(folder: Path, pve: Any) -> None:
+    """The answer is the true one, and comes when the lab's clock says so."""
+    control.fault({"path": "/version$", "slow": 24, "times": 1}, folder)
+    assert pve.version.get()["release"] == "9.2"
+    control.fault({"path": "/version$", "slow": 86400, "times": 1}, folder)
+    session = pve._store["session"]
+    with pytest.raises(requests.exceptions.ReadTimeout):
+        session.request("GET", f"{pve._store['base_url']}/version", timeout=0.2)
+
+
+def test_a_reset_breaks_the_connection_before_an_answer(folder: Path, pve: Any) -> None:
+    """A client hears of the connection, not of a status; what was asked for was not done."""
+    control.fault({"path": "/pools$", "method": "POST", "reset": True, "times": 1}, folder)
+    with pytest.raises(requests.exceptions.ConnectionError):
+        pve.pools.post(poolid="never")
+    assert "never" not in {row["poolid"] for row in pve.pools.get()}
+
+
+def test_a_truncated_answer_ends_inside_its_json(folder: Path, pve: Any) -> None:
+    """The length promises more than comes: the body breaks off, and the change was made all the same."""
+    control.fault({"path": "/cluster/resources", "truncate": True, "times": 1}, folder)
+    with pytest.raises(requests.exceptions.RequestException):
+        pve.cluster.resources.get()
+    assert pve.cluster.resources.get()
+
+
+def test_half_a_json_document_may_come_whole(folder: Path, pve: Any) -> None:
+    """A body that is cut but closed in good order is no JSON; proxmoxer hands the bytes back as they are."""
+    control.fault({"path": "/version$", "status": 200, "reason": "OK", "body": '{"data":{"rel', "times": 1}, folder)
+    told = pve.version.get()
+    assert b'{"data":{"rel' in told["errors"]
+
+
+@pytest.mark.parametrize(("rule", "status"), [({}, 502), ({"status": 200}, 200), ({"status": 503}, 503)])
+def test_a_proxy_s_error_page_is_html(folder: Path, pve: Any, rule: dict[str, Any], status: int) -> None:
+    """Whatever its status, the body is a page and says so."""
+    control.fault({"path": "/version$", "html": True, "times": 1, **rule}, folder)
+    answer = pve._store["session"].request("GET", f"{pve._store['base_url']}/version")
+    assert answer.status_code == status
+    assert answer.headers["Content-Type"] == "text/html"
+    assert answer.text.startswith("<!DOCTYPE html>")
+
+
+def test_a_probability_hits_a_share_of_the_requests(folder: Path, pve: Any) -> None:
+    """About as many as it says, of real requests; without the rule none."""
+
+    def refused() -> int:
+        session, url = pve._store["session"], f"{pve._store['base_url']}/version"
+        return sum(session.request("GET", url).status_code == 500 for _ in range(60))
+
+    control.fault({"path": "/version$", "status": 500, "probability": 0.5}, folder)
+    assert 15 < refused() < 45
+    control.fault(None, folder)
+    assert refused() == 0
