@@ -60,6 +60,15 @@ def load(state: PveState, section: Mapping[str, Any]) -> None:
         "health": given.get("health"),
         "checks": dict(given.get("checks") or {}),
         "flags": list(given.get("flags") or ()),
+        "out": [int(each) for each in given.get("out") or ()],
+        "added": [],  # OSDs made since
+        "gone": [],  # and those destroyed
+        "fs": list(given.get("fs") or ()),
+        "daemons": {
+            "mon": [{"name": name, "host": name} for name in state.nodes],
+            "mgr": [{"name": name, "host": name} for name in state.nodes],
+            "mds": [{"name": name, "host": name} for name in given.get("mds") or ()],
+        },
     }
 
 
@@ -74,12 +83,23 @@ def ceph(state: PveState) -> dict[str, Any]:
 def osds(state: PveState) -> list[dict[str, Any]]:
     """Every OSD with its host; those of a silent node are down."""
     area, rows = ceph(state), []
-    for number, node in enumerate(state.nodes.values()):
-        for place in range(area["per_node"]):
-            osd = number * area["per_node"] + place
-            up = node.online and osd not in area["down"]
-            rows.append({"id": osd, "host": node.name, "up": up})
+    places = [
+        {"id": number * area["per_node"] + place, "host": node}
+        for number, node in enumerate(state.nodes)
+        for place in range(area["per_node"])
+    ]
+    places = [each for each in places if each["id"] not in area["gone"]] + area["added"]
+    size = area["size"] // max(1, len(places))
+    for each in sorted(places, key=lambda row: int(row["id"])):
+        up = state.nodes[each["host"]].online and each["id"] not in area["down"]
+        rows.append({**each, "up": up, "in": each["id"] not in area["out"], "size": size})
     return rows
+
+
+def daemons(state: PveState, kind: str) -> list[dict[str, str]]:
+    """The monitors, managers or metadata servers: their names and hosts."""
+    found: list[dict[str, str]] = ceph(state)["daemons"][kind]
+    return found
 
 
 def health_of(state: PveState) -> dict[str, Any]:
@@ -138,7 +158,12 @@ def status_of(state: PveState) -> dict[str, Any]:
                 for number, node in enumerate(state.nodes.values())
             ],
         },
-        "osdmap": {"epoch": 120, "num_osds": len(rows), "num_up_osds": up, "num_in_osds": len(rows)},
+        "osdmap": {
+            "epoch": 120,
+            "num_osds": len(rows),
+            "num_up_osds": up,
+            "num_in_osds": sum(1 for row in rows if row["in"]),
+        },
         "pgmap": {
             "pgs_by_state": states,
             "num_pgs": pgs,
@@ -250,13 +275,13 @@ def releases(call: Call) -> list[dict[str, Any]]:
     ]
 
 
-def daemon_rows(call: Call) -> list[dict[str, Any]]:
-    """One row a node that runs a daemon."""
-    ceph(call.state)
+def daemon_rows(call: Call, kind: str) -> list[dict[str, Any]]:
+    """One row a daemon of that kind."""
     version = VERSIONS[call.flavour]
+    found = [(row["name"], call.state.nodes[row["host"]]) for row in daemons(call.state, kind)]
     return [
         {
-            "name": node.name,
+            "name": name,
             "host": node.name,
             "addr": f"{node.ip}:6789/0",
             "state": "running" if node.online else "unknown",
@@ -265,21 +290,21 @@ def daemon_rows(call: Call) -> list[dict[str, Any]]:
             "ceph_version": f"ceph version {version}",
             "ceph_version_short": version,
         }
-        for node in call.state.nodes.values()
+        for name, node in found
     ]
 
 
 @endpoint("GET /nodes/{node}/ceph/mon")
 def list_monitors(call: Call) -> list[dict[str, Any]]:
     """The monitors."""
-    rows = daemon_rows(call)
+    rows = daemon_rows(call, "mon")
     return [{**row, "rank": number, "quorum": int(row["state"] == "running")} for number, row in enumerate(rows)]
 
 
 @endpoint("GET /nodes/{node}/ceph/mgr")
 def list_managers(call: Call) -> list[dict[str, Any]]:
     """The managers; the first that runs is active."""
-    rows = daemon_rows(call)
+    rows = daemon_rows(call, "mgr")
     first = next((row["name"] for row in rows if row["state"] == "running"), "")
     for row in rows:
         row["state"] = "active" if row["name"] == first else "standby" if row["state"] == "running" else "unknown"
@@ -287,11 +312,22 @@ def list_managers(call: Call) -> list[dict[str, Any]]:
 
 
 @endpoint("GET /nodes/{node}/ceph/mds")
+def list_metadata_servers(call: Call) -> list[dict[str, Any]]:
+    """The metadata servers; one a file system is active."""
+    rows, wanted = daemon_rows(call, "mds"), len(ceph(call.state)["fs"])
+    for number, row in enumerate(rows):
+        row["state"] = "up:active" if number < wanted else "up:standby"
+    return rows
+
+
 @endpoint("GET /nodes/{node}/ceph/fs")
-def nothing(call: Call) -> list[dict[str, Any]]:
-    """File systems and their servers; the lab's Ceph has none."""
-    ceph(call.state)
-    return []
+def list_filesystems(call: Call) -> list[dict[str, Any]]:
+    """The file systems with their pools."""
+    rows = []
+    for name in ceph(call.state)["fs"]:
+        data = f"{name}_data"
+        rows.append({"name": name, "data_pool": data, "data_pools": [data], "metadata_pool": f"{name}_metadata"})
+    return rows
 
 
 @endpoint("GET /nodes/{node}/ceph/osd")
@@ -310,11 +346,11 @@ def osd_tree(call: Call) -> dict[str, Any]:
                 "name": f"osd.{row['id']}",
                 "type": "osd",
                 "status": "up" if row["up"] else "down",
-                "in": 1,
+                "in": int(row["in"]),
                 "host": row["host"],
                 "device_class": "ssd",
                 "crush_weight": round(size / 2**40, 5),
-                "reweight": 1,
+                "reweight": int(row["in"]),
                 "total_space": size,
                 "bytes_used": int(size * share),
                 "percent_used": 100 * share,
@@ -354,10 +390,10 @@ def list_pools(call: Call) -> list[dict[str, Any]]:
                 "min_size": entry.get("min_size", 2),
                 "pg_num": entry.get("pg_num", 32),
                 "pg_num_final": entry.get("pg_num", 32),
-                "pg_autoscale_mode": "on",
+                "pg_autoscale_mode": entry.get("pg_autoscale_mode", "on"),
                 "crush_rule": 0,
                 "crush_rule_name": "replicated_rule",
-                "application_metadata": {"rbd": {}},
+                "application_metadata": {entry.get("application", "rbd"): {}},
                 "bytes_used": used,
                 "percent_used": used / area["size"] if area["size"] else 0,
             }
