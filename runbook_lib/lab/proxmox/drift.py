@@ -70,4 +70,4 @@ class Waves:
         if up < 0:
             up = 0.0
         angle = TURN * (up / COUNTER_PERIOD)
-        return [int(rate * max(0.0, up + RIPPLE * (first - cos(angle + start)))) for rate, start, first in self._rates]
+        return [int(rate * (up + RIPPLE * (first - cos(angle + start)))) for rate, start, first in self._rates]

@@ -224,23 +224,19 @@ def audited(call: Call, guests: Iterable[G], *privs: str) -> Iterator[G]:
 
     Guests that no ACL entry names and no pool holds all have what /vms gives, which is looked up once.
     """
-    special = {path for path in call.state.access.acl if path.startswith("/vms/")}
-    special |= {f"/vms/{vmid}" for pool in call.state.pools.values() for vmid in pool.vms}
-    if (
-        call.auth is not None
-        and call.auth.user == "root@pam"
-        and call.allowed("/vms/0", *privs)
-        and not call.auth.token
-    ):
+    ordinary = call.allowed("/vms/0", *privs)
+    if call.auth is not None and call.auth.is_root and ordinary:
         yield from guests
         return
-    ordinary = call.allowed("/vms/0", *privs)
-    if ordinary and not special:
+    named = (path[5:] for path in call.state.access.acl if path.startswith("/vms/"))
+    special = {int(vmid) for vmid in named if vmid.isdecimal()}
+    special.update(vmid for pool in call.state.pools.values() for vmid in pool.vms)
+    otherwise = {vmid for vmid in special if call.allowed(f"/vms/{vmid}", *privs) != ordinary}
+    if not otherwise and ordinary:
         yield from guests
         return
     for guest in guests:
-        path = f"/vms/{guest.vmid}"
-        if call.allowed(path, *privs) if path in special else ordinary:
+        if (guest.vmid in otherwise) != ordinary:
             yield guest
 
 

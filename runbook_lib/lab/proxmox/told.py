@@ -102,10 +102,25 @@ class Told:
     `core` is the row as of `moment`, `tail` what is known at once; neither has to be made anew for the other.
     """
 
-    __slots__ = ("config", "core", "glance", "maxmem", "moment", "node", "parts", "still", "tail", "text")
+    __slots__ = (
+        "busy",
+        "config",
+        "core",
+        "cpus",
+        "glance",
+        "maxmem",
+        "memory",
+        "moment",
+        "node",
+        "parts",
+        "still",
+        "tail",
+        "text",
+    )
 
     def __init__(self, state: PveState, guest: GuestState) -> None:
-        self.config, self.node, self.maxmem = dict(guest.config), guest.node, guest.maxmem
+        self.config, self.node, self.maxmem, self.cpus = dict(guest.config), guest.node, guest.maxmem, guest.cpus
+        self.busy, self.memory = 0.0, 0
         self.moment: float | None = None
         self.glance: tuple[Any, ...] | None = None
         self.core = self.tail = self.text = self.still = ""
@@ -123,7 +138,7 @@ class Told:
 
     def tell(self, state: PveState, guest: GuestState, moment: float | None) -> None:
         """Make the row as of `moment`."""
-        self.moment = moment
+        self.moment, self.busy, self.memory = moment, -1.0, 0
         if moment is None or guest.changed > moment:
             self.core = encode(guest_row(state, guest, moment))[:-1]
         else:
@@ -135,11 +150,20 @@ class Told:
         cpu = 0.0 if guest.paused else waves.cpu(guest.cpu_level, moment)
         mem = int(waves.memory(guest.memory_level, moment, up) * self.maxmem)
         received, sent, read, written = waves.counters(up)
+        self.busy, self.memory = cpu * self.cpus, mem
         core = (
             f"{parts[0]}{cpu!r}{parts[1]}{mem}{parts[2]}{int(up) if up >= 1 else 1}{parts[3]}{received}{parts[4]}{sent}"
             f"{parts[5]}{read}{parts[6]}{written}{parts[7]}"
         )
         return core if len(parts) == 8 else f"{core}{int(mem * HOST_SHARE)}{parts[8]}"
+
+
+def burden(guest: GuestState, moment: float) -> tuple[float, int]:
+    """How many CPUs a running guest keeps busy, and its bytes of memory, as of a broadcast."""
+    told = guest.told
+    if told is not None and told.moment == moment and told.busy >= 0:
+        return told.busy, told.memory
+    return guest.cpu_fraction(moment) * guest.cpus, guest.memory_used(moment)
 
 
 def guest_texts(state: PveState, guests: Iterable[GuestState], pools: Mapping[int, str]) -> list[str]:
