@@ -30,7 +30,7 @@ from . import scenario as scenarios
 from .clock import Clock
 from .control import socket_path
 from .faults import Fault, Faults, fault_from
-from .kubernetes import crd
+from .kubernetes import certificates, crd
 from .kubernetes import state as kubernetes_kept
 from .platform import NAMES, Platform, build, kubeconfig
 from .proxmox import kept as proxmox_kept
@@ -196,6 +196,7 @@ class Lab:
         # A client certificate of the lab's authority names its user, as with any API server.
         context.verify_mode = ssl.CERT_OPTIONAL
         self.ca.configure_trust(context)
+        platform.cluster.signer = certificates.signer(self.ca.cert_pem.bytes(), self.ca.private_key_pem.bytes())
         self._platform = platform
         self._shown["kubernetes"] = (context, names, settings)
         self.show_certificates()

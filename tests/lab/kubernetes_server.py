@@ -14,6 +14,7 @@ import trustme
 import yaml
 from aiohttp import web
 
+from runbook_lib.lab.kubernetes import certificates
 from runbook_lib.lab.kubernetes.cluster import Cluster, User
 from runbook_lib.lab.kubernetes.server import create_app
 
@@ -43,6 +44,9 @@ def serve(folder: Path, cluster: Cluster) -> Iterator[Server]:
     authority.cert_pem.write_to_path(str(ca_file))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    authority.configure_trust(context)
+    cluster.signer = certificates.signer(authority.cert_pem.bytes(), authority.private_key_pem.bytes())
     cluster.tokens |= USERS
     loop = asyncio.new_event_loop()
     ready = threading.Event()

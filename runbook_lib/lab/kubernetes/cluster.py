@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from . import admission, aggregated, apply, crd, defaults, gc, patch, rbac, strict, validation
+from . import admission, aggregated, apply, certificates, crd, defaults, gc, patch, rbac, strict, validation
 from .proxy import Backend
 from .schema import Decoder, Kind, Registry
 from .selectors import FieldRequirement, Requirement
@@ -126,6 +126,7 @@ class Cluster:
         self.tokens: dict[str, User] = {}
         self.signing_key = secrets.token_bytes(32)
         self.ca_pem = ""
+        self.signer: certificates.Signer | None = None
         self.service_range = "10.96.0.0/16"
         self.node_ports = (30000, 32767)
         self.pod_log: LogHook | None = None
@@ -306,6 +307,8 @@ class Cluster:
         if meta.get("resourceVersion"):
             raise internal("resourceVersion should not be set on objects to be created")
         obj = self._prepare_create(kind, obj, namespace)
+        if certificates.is_request(kind):
+            obj = certificates.requested(obj, options.user)
         owned = self._owned(kind, None, obj, options)["metadata"].get("managedFields")
         obj = admission.mutate(self, kind, obj, None, options)
         errors = validation.create(self, kind, obj)
@@ -439,11 +442,16 @@ class Cluster:
             obj = old | {"metadata": defaults.status_metadata(kind, before, meta)} | _only(obj, "status")
             if "status" not in obj:
                 obj.pop("status", None)
+        elif part == "ephemeralcontainers":
+            given = _only(obj.get("spec") or {}, "ephemeralContainers")
+            obj = old | {"metadata": meta, "spec": old["spec"] | given}
+        elif part == "approval":
+            obj = certificates.approved(self, old, obj, options.user)
         elif _has_status(kind):
             obj = {key: value for key, value in obj.items() if key != "status"} | _only(old, "status")
         if kind.custom is None:
             obj = self._present(kind, defaults.apply(kind, obj, old, self))
-        changed = part != "status" and _spec_changed(old, obj)
+        changed = part not in ("status", "approval") and _spec_changed(old, obj)
         if changed and (kind.plural not in NO_GENERATION):
             meta = obj["metadata"] | {"generation": int(before.get("generation", 0)) + 1}
             obj = obj | {"metadata": meta}

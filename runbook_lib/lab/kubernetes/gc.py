@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import aggregated, crd, quota, rbac
+from . import aggregated, certificates, crd, quota, rbac
 from .schema import Kind
 from .store import Change, Key
 
@@ -39,6 +39,8 @@ def note(cluster: Cluster, bucket: str, change: Change) -> None:
         definition = cluster.store.get(crd.BUCKET, ("", f"{plural}.{group}")) if "." in group else None
         if definition is not None and definition.obj["metadata"].get("deletionTimestamp"):
             cluster.dirty.add(("definition", definition.obj["metadata"]["name"]))
+    if bucket == certificates.BUCKET and change.type == "MODIFIED":
+        cluster.dirty.add(("request", change.key[1]))
     if bucket == "rbac.authorization.k8s.io/clusterroles":
         cluster.dirty.add(("aggregate", ""))
     if namespace:
@@ -237,5 +239,5 @@ def _aggregate(cluster: Cluster, _: str) -> None:
 _WORK = {
     "deleted": _owner_gone, "deleting": _deleting, "owned": _owned, "new-namespace": _new_namespace,
     "namespace": _namespace, "quota": _quota, "aggregate": _aggregate,
-    "definition": crd.finalize, "aggregated": aggregated.refresh,
+    "definition": crd.finalize, "aggregated": aggregated.refresh, "request": certificates.settle,
 }  # fmt: skip

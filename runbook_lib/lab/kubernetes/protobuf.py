@@ -1,6 +1,7 @@
 """Protobuf bodies of the few kinds kubectl sends that way; field numbers from the published .proto files.
 
-A message is `{number: (name, type)}`; a type is s (string), b (bool), i (int), B (bytes as base64), a message name,
+A message is `{number: (name, type)}`; a type is s (string), b (bool), f (bool that is left out when false), i (int),
+z (int that is left out when zero), B (bytes as base64), a message name,
 `[type]` for repeated, `{type}` for a map from strings.
 """
 
@@ -87,7 +88,69 @@ MESSAGES: dict[str, Fields] = {
             "1:holderIdentity:s 2:leaseDurationSeconds:i 3:acquireTime:Time 4:renewTime:Time 5:leaseTransitions:i"
         ),
         "Time": "1:seconds:i 2:nanos:i",
+        "Moment": "1:seconds:i",
+        "CertificateSigningRequest": "1:metadata:Meta 2:spec:SigningSpec 3:status:SigningStatus",
+        "SigningSpec": (
+            "1:request:B 2:username:s 3:uid:s 4:groups:[s] 5:usages:[s] 7:signerName:s 8:expirationSeconds:i"
+        ),
+        "SigningStatus": "1:conditions:[SigningCondition] 2:certificate:B",
+        "SigningCondition": (
+            "1:type:s 2:reason:s 3:message:s 4:lastUpdateTime:Moment 5:lastTransitionTime:Moment 6:status:s"
+        ),
         "TypeMeta": "1:apiVersion:s 2:kind:s",
+        "Deployment": "1:metadata:Meta 2:spec:DeploymentSpec",
+        "DeploymentSpec": (
+            "1:replicas:i 2:selector:Selector 3:template:Template 5:minReadySeconds:z 6:revisionHistoryLimit:i "
+            "7:paused:f 9:progressDeadlineSeconds:i"
+        ),
+        "Template": "1:metadata:Meta 2:spec:PodSpec",
+        "PodSpec": (
+            "2:containers:[Container] 3:restartPolicy:s 4:terminationGracePeriodSeconds:i 5:activeDeadlineSeconds:i "
+            "6:dnsPolicy:s 7:nodeSelector:{s} 8:serviceAccountName:s 9:serviceAccount:s 10:nodeName:s 11:hostNetwork:f "
+            "12:hostPID:f 13:hostIPC:f 16:hostname:s 17:subdomain:s 19:schedulerName:s 20:initContainers:[Container] "
+            "21:automountServiceAccountToken:b 24:priorityClassName:s 29:runtimeClassName:s"
+        ),
+        "Container": (
+            "1:name:s 2:image:s 3:command:[s] 4:args:[s] 5:workingDir:s 6:ports:[ContainerPort] 7:env:[EnvVar] "
+            "8:resources:Resources 14:imagePullPolicy:s 16:stdin:f 17:stdinOnce:f 18:tty:f"
+        ),
+        "ContainerPort": "1:name:s 2:hostPort:z 3:containerPort:z 4:protocol:s 5:hostIP:s",
+        "EnvVar": "1:name:s 2:value:s",
+        "Resources": "1:limits:{Quantity} 2:requests:{Quantity}",
+        "Job": "1:metadata:Meta 2:spec:JobSpec",
+        "JobSpec": (
+            "1:parallelism:i 2:completions:i 3:activeDeadlineSeconds:i 4:selector:Selector 5:manualSelector:b "
+            "6:template:Template 7:backoffLimit:i 8:ttlSecondsAfterFinished:i 9:completionMode:s 10:suspend:b"
+        ),
+        "CronJob": "1:metadata:Meta 2:spec:CronJobSpec",
+        "CronJobSpec": (
+            "1:schedule:s 2:startingDeadlineSeconds:i 3:concurrencyPolicy:s 4:suspend:b 5:jobTemplate:JobTemplate "
+            "6:successfulJobsHistoryLimit:i 7:failedJobsHistoryLimit:i 8:timeZone:s"
+        ),
+        "JobTemplate": "1:metadata:Meta 2:spec:JobSpec",
+        "Service": "1:metadata:Meta 2:spec:ServiceSpec",
+        "ServiceSpec": (
+            "1:ports:[ServicePort] 2:selector:{s} 3:clusterIP:s 4:type:s 5:externalIPs:[s] 7:sessionAffinity:s "
+            "8:loadBalancerIP:s 9:loadBalancerSourceRanges:[s] 10:externalName:s 11:externalTrafficPolicy:s "
+            "17:ipFamilyPolicy:s 18:clusterIPs:[s] 19:ipFamilies:[s]"
+        ),
+        "ServicePort": "1:name:s 2:protocol:s 3:port:z 4:targetPort:IntOrString 5:nodePort:z 6:appProtocol:s",
+        "Ingress": "1:metadata:Meta 2:spec:IngressSpec",
+        "IngressSpec": "1:defaultBackend:IngressBackend 2:tls:[IngressTLS] 3:rules:[IngressRule] 4:ingressClassName:s",
+        "IngressBackend": "4:service:IngressService",
+        "IngressService": "1:name:s 2:port:IngressPort",
+        "IngressPort": "1:name:s 2:number:z",
+        "IngressTLS": "1:hosts:[s] 2:secretName:s",
+        "IngressRule": "1:host:s 2:inline:IngressValue",
+        "IngressValue": "1:http:IngressPaths",
+        "IngressPaths": "1:paths:[IngressPath]",
+        "IngressPath": "1:path:s 2:backend:IngressBackend 3:pathType:s",
+        "HorizontalPodAutoscaler": "1:metadata:Meta 2:spec:ScalerSpec",
+        "ScalerSpec": "1:scaleTargetRef:ScaleTarget 2:minReplicas:i 3:maxReplicas:z 4:metrics:[Metric]",
+        "ScaleTarget": "1:kind:s 2:name:s 3:apiVersion:s",
+        "Metric": "1:type:s 4:resource:ResourceMetric",
+        "ResourceMetric": "1:name:s 2:target:MetricTarget",
+        "MetricTarget": "1:type:s 2:value:Quantity 3:averageValue:Quantity 4:averageUtilization:i",
     }.items()
 }
 
@@ -135,6 +198,10 @@ def _value(kind: str, value: Any) -> Any:
         return base64.b64encode(value).decode()
     if kind == "b":
         return bool(value)
+    if kind == "f":
+        return bool(value) or None  # what Go leaves out of JSON when it is zero
+    if kind == "z":
+        return value or None
     if kind == "i":
         return value - (1 << 64) if value >= 1 << 63 else value
     return _message(kind, value)
@@ -161,7 +228,12 @@ def _message(name: str, raw: bytes) -> Any:
     if name == "Time":
         stamp = datetime.fromtimestamp(found.get("seconds", 0), UTC).strftime("%Y-%m-%dT%H:%M:%S")
         return f"{stamp}.{found.get('nanos', 0) // 1000:06d}Z"
-    return {key: item for key, item in found.items() if item != "" or key in ("apiGroup",)}
+    found |= found.pop("inline", {})
+    if name == "Moment":
+        if "seconds" not in found:
+            return None  # the zero time
+        return datetime.fromtimestamp(found["seconds"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {key: item for key, item in found.items() if item not in ("", None) or key in ("apiGroup",)}
 
 
 def read(raw: bytes) -> Json | None:

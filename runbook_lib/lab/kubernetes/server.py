@@ -518,7 +518,7 @@ class Call:
             return await self._evict(kind, namespace, name)
         if part == "binding":
             return await self._binding(namespace, name, await self._any_body("Binding"), self._options("CreateOptions"))
-        subresource = part if part == "status" else ""
+        subresource = part if part in ("status", "approval", "ephemeralcontainers") else ""
         if verb == "update":
             return await self._update(kind, namespace, name, subresource)
         return await self._patch(kind, namespace, name, subresource)

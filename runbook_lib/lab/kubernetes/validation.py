@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from . import crd
+from . import certificates, crd
 from .schema import Kind, quantity
 from .selectors import from_selector
 from .status import (
@@ -52,7 +52,8 @@ STANDARD_FINALIZERS = {"orphan", "foregroundDeletion", "kubernetes"}
 
 def create(cluster: Cluster, kind: Kind, obj: Json) -> Errors:
     """The causes that refuse a new object."""
-    return _meta(kind, obj) + _spec(cluster, kind, obj, None)
+    own = certificates.errors(obj) if certificates.is_request(kind) else []
+    return _meta(kind, obj) + _spec(cluster, kind, obj, None) + own
 
 
 def update(cluster: Cluster, kind: Kind, obj: Json, old: Json, subresource: str = "") -> Errors:
@@ -69,7 +70,7 @@ def update(cluster: Cluster, kind: Kind, obj: Json, old: Json, subresource: str 
                 f"[]string{{{names}}}",
             )
         )
-    if subresource.startswith("status") and kind.custom is None:
+    if subresource.split("/")[0] in ("status", "ephemeralcontainers") and kind.custom is None:
         return errors
     errors += _spec(cluster, kind, obj, old)
     rules = _CHANGES.get(kind.kind) if kind.custom is None else None
@@ -148,7 +149,8 @@ def _meta(kind: Kind, obj: Json) -> Errors:
     if sum(len(k) + len(v) for k, v in annotations.items()) > 262144:
         errors.append(too_long("metadata.annotations", 262144))
     for number, name in enumerate(meta.get("finalizers") or []):
-        if "/" not in name and name not in STANDARD_FINALIZERS:
+        # of a custom resource a real server only asks that it is a qualified name
+        if "/" not in name and name not in STANDARD_FINALIZERS and kind.custom is None:
             text = "name is neither a standard finalizer name nor is it fully qualified"
             errors.append(invalid_value(f"metadata.finalizers[{number}]", name, text))
     return errors + _owner_errors(meta.get("ownerReferences") or [])
