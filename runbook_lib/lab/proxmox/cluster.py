@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import ceph_changes as ceph_changes  # these register endpoints that no area loads by name
+from . import consoles as consoles
 from . import container_config as container_config
 from . import containers as containers
 from . import lxc as lxc

@@ -24,6 +24,7 @@ from aiohttp import BodyPartReader, web
 
 from ..quiet import calm
 from . import tickets
+from .consoles import quiet
 from .routing import REASONS, ROUTER, AuthId, Call, Encoded, PveError, Route, Upload, encode, param_error
 from .state import PveState, areas
 
@@ -119,10 +120,22 @@ async def _answer(state: PveState, request: web.Request) -> web.Response:
     spooled: list[Path] = []
     try:
         raw, upload = await _parameters(state, request, method, uri, query, spooled)
-        return await _dispatch(state, method, uri, raw, auth, upload, formatter)
+        answer = await _dispatch(state, method, uri, raw, auth, upload, formatter)
+        if answer.status == 200 and uri.endswith("/vncwebsocket") and "Upgrade" in request.headers:
+            return await _console(state, request, uri, raw)
+        return answer
     finally:
         for file in spooled:
             file.unlink(missing_ok=True)
+
+
+async def _console(state: PveState, request: web.Request, uri: str, raw: Mapping[str, Any]) -> Any:
+    """The websocket of a console, once its ticket was found to be right."""
+    socket = web.WebSocketResponse(protocols=("binary",))
+    await socket.prepare(request)
+    node = uri.split("/")[2]
+    await quiet(state, state.local_node if node == "localhost" else node, int(raw["port"]), socket)
+    return socket
 
 
 # ---------------------------------------------------------------------------------------------- authentication

@@ -297,21 +297,18 @@ def resume(call: Call) -> str:
     permission=perm("/vms/{vmid}", "VM.Console"),
 )
 def console(call: Call) -> dict[str, Any]:
-    """A port and a ticket for a console. Nobody listens there: the lab has no screens, so the task times out."""
+    """A port and a ticket for a console; without a websocket that comes to it, its task times out."""
+    from ..consoles import opened  # consoles need the guests
+
     guest = find_guest(call.state, call.node, call.params["vmid"])
-
-    async def work(task: TaskContext) -> None:
-        await task.sleep(10)
-        raise TaskError("connection timed out")
-
+    row = opened(call, "vncproxy", str(guest.vmid), f"/vms/{guest.vmid}")
     password = secrets.token_urlsafe(6)
     return {
-        "user": call.authid,
-        "upid": call.task("vncproxy", guest.vmid, work),
-        "port": "5900",
+        **row,
+        "port": str(row["port"]),
         "cert": call.state.certificate_pem,
         "password": password,
-        "ticket": f"{password}:PVEVNC:{int(call.clock.now()):08X}::{secrets.token_hex(16)}",
+        "ticket": f"{password}:{row['ticket']}",
     }
 
 
