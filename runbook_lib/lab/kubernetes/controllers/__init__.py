@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import scheduler
+from . import capmox, ipam, scheduler
 from .client import KubeClient
 from .context import Clock, Context
 from .kubelet import Kubelets
@@ -18,7 +18,7 @@ __all__ = ["Handles", "World", "start_all", "world"]
 MANAGERS: tuple[Callable[[Context], Coroutine[Any, Any, None]], ...] = ()
 """What the controller manager runs on every cluster: functions of a Context."""
 
-PROGRAMS: tuple[Program, ...] = ()
+PROGRAMS: tuple[Program, ...] = (*capmox.PROGRAMS, *ipam.PROGRAMS)
 """What runs as containers do, by their image."""
 
 

@@ -19,6 +19,25 @@ class ProxmoxRefused(Exception):
         self.status, self.reason, self.body = status, reason, body
 
 
+def dial_failure(url: str, error: BaseException) -> str:
+    """A connection that failed, in the words of Go's http client."""
+    place = urlsplit(url).netloc
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLCertVerificationError):
+        return "tls: failed to verify certificate: x509: certificate signed by unknown authority"
+    if isinstance(error, TimeoutError):
+        return "context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return f"dial tcp: lookup {place.rpartition(':')[0]}: no such host"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "EOF"
+    if isinstance(error, ConnectionRefusedError | aiohttp.ClientConnectorError):
+        inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+        if isinstance(inner, ConnectionRefusedError):
+            return f"dial tcp {place}: connect: connection refused"
+        return f"dial tcp {place}: i/o timeout"
+    return f"read tcp {place}: connection reset by peer"
+
+
 class ProxmoxClient:
     """One token at one server. `url` is the base, with or without /api2/json. Close it when done.
 
@@ -71,12 +90,12 @@ class ProxmoxClient:
         """The `data` of the answer; a DELETE has no body."""
         return await self._request("DELETE", path, params={key: str(value) for key, value in query.items()})
 
-    async def upload(self, path: str, filename: str, content: bytes, **fields: str) -> Any:
+    async def upload(self, path: str, filename: str, file: bytes, /, **fields: str) -> Any:
         """The UPID of an upload: multipart, the fields before the file."""
         form = aiohttp.FormData()
         for key, value in fields.items():
             form.add_field(key, value)
-        form.add_field("filename", content, filename=filename, content_type="application/octet-stream")
+        form.add_field("filename", file, filename=filename, content_type="application/octet-stream")
         return await self._request("POST", path, data=form)
 
     async def _request(self, method: str, path: str, **given: Any) -> Any:
