@@ -275,6 +275,37 @@ VOLUME = [
     Call("GET", f"{STORE}/content", holds=lambda rows: all(DISK not in row["volid"] for row in rows)),
 ]
 
+SHARED_DISK = f"9999/{DISK}.raw"
+SHARED_STORE = "/nodes/pve1/storage/nas"
+SHARED_VOLUME = [
+    Call(
+        "GET",
+        "/cluster/resources?type=storage",
+        holds=lambda rows: any(row["id"] == "storage/pve1/nas" for row in rows),
+    ),
+    Call("GET", "/storage/nas", holds=lambda row: row["type"] == "nfs" and "images" in row["content"]),
+    Call("GET", f"{SHARED_STORE}/status", holds=lambda row: row["shared"] == 1 and row["avail"] > 0),
+    Call(
+        "POST",
+        f"{SHARED_STORE}/content",
+        {"vmid": 9999, "filename": f"{DISK}.raw", "size": str(5 * 2**20), "format": "raw"},
+        holds=lambda data: data == f"nas:{SHARED_DISK}",
+    ),
+    Call("GET", "/nodes/pve2/storage/nas/content", holds=lambda rows: any(DISK in row["volid"] for row in rows)),
+    Call(
+        "POST",
+        f"{WORKER}/config",
+        {"scsi1": f"nas:{SHARED_DISK},backup=0,iothread=1,wwn=0x5056432d49443031"},
+        wait=True,
+    ),
+    Call("GET", f"{WORKER}/config", holds=lambda row: SHARED_DISK in row["scsi1"]),
+    Call("PUT", f"{WORKER}/resize", {"disk": "scsi1", "size": "6144M"}, wait=True),
+    Call("PUT", f"{WORKER}/unlink", {"idlist": "scsi1"}, holds=lambda data: data is None),
+    Call("GET", f"{WORKER}/config", holds=lambda row: "scsi1" not in row),
+    Call("DELETE", f"{SHARED_STORE}/content/nas:9999%2F{DISK}.raw", wait=True),
+    Call("GET", f"{SHARED_STORE}/content", holds=lambda rows: all(DISK not in row["volid"] for row in rows)),
+]
+
 CCM = [
     Call("GET", "/version", holds=lambda row: re.fullmatch(r"[89]\.\d+\.\d+", row["version"])),
     Call("GET", "/cluster/status", holds=lambda rows: {"name", "online", "nodeid", "local"} <= rows[1].keys()),
@@ -293,6 +324,12 @@ CCM = [
 def test_the_calls_of_the_csi_plugin_live_a_volume_s_life(flavour: str, tmp_path: Path) -> None:
     """Made, attached, grown, detached, removed; a copy is root's alone."""
     asyncio.run(replay(VOLUME, flavour, tmp_path, privs=CSI))
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_volume_of_shared_storage_is_seen_from_every_node(flavour: str, tmp_path: Path) -> None:
+    """The same life on NFS, whose volumes are files in the owner's folder."""
+    asyncio.run(replay(SHARED_VOLUME, flavour, tmp_path, privs=CSI))
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
