@@ -69,6 +69,11 @@ def _tokens(text: str) -> list[tuple[str, str, int]]:
     return [*found, ("end", "<EOF>", len(text) + 1)]
 
 
+def tokens(text: str) -> list[tuple[str, str, int]]:
+    """The words of a rule: kind (num, str, name, op, end), word and column."""
+    return _tokens(text)
+
+
 def _string(word: str) -> str:
     raw = word[0] in "rR"
     word = word[1:] if raw else word
@@ -291,6 +296,11 @@ def _plain(name: str) -> str:
     for code, char in (("__dot__", "."), ("__dash__", "-"), ("__slash__", "/"), ("__underscores__", "__")):
         name = name.replace(code, char)
     return name
+
+
+def plain(name: str) -> str:
+    """The property that an escaped name in a rule stands for."""
+    return _plain(name)
 
 
 def _variable(name: str) -> Node:
@@ -629,6 +639,11 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "value": _value, "orValue": lambda v, other: v.value if v.there else other,
     "format": _format,
 }  # fmt: skip
+
+
+def is_function(name: str) -> bool:
+    """Whether a function of that name can be evaluated here."""
+    return name in _FUNCTIONS or name in _MACROS
 
 
 def _call(name: str, arguments: list[Node]) -> Node:
