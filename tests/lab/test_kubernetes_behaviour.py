@@ -12,6 +12,7 @@ import os
 import secrets
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +41,9 @@ def _free_port() -> int:
 @contextlib.contextmanager
 def real_server(assets: Path, folder: Path) -> Iterator[Path]:
     """The kubeconfig of a real kube-apiserver started from a folder of binaries."""
+    lacking = [name for name in ("kube-apiserver", "etcd") if not (assets / name).is_file()]
+    if lacking:
+        pytest.fail(f"KUBEBUILDER_ASSETS is {assets}, which lacks {' and '.join(lacking)}")
     ports = [_free_port() for _ in range(3)]
     token = secrets.token_hex(16)
     (folder / "tokens.csv").write_text(f"{token},admin,admin,system:masters\n")
@@ -88,6 +92,8 @@ def ask(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             kubeconfig = stack.enter_context(serve(folder, Cluster())).kubeconfig
         elif named:
             kubeconfig = Path(named)
+            if not kubeconfig.is_file():
+                pytest.fail(f"RUNBOOK_VERIFY_KUBECONFIG is {named}, and there is no such file")
         elif assets:
             kubeconfig = stack.enter_context(real_server(Path(assets), folder))
         else:
@@ -114,7 +120,7 @@ def _session(kubeconfig: Path) -> tuple[requests.Session, str]:
     session = requests.Session()
     session.trust_env = False
     session.verify = (found.ssl_ca_cert or True) if found.verify_ssl else False
-    if found.cert_file:
+    if found.cert_file and found.key_file:
         session.cert = (found.cert_file, found.key_file)
     token = found.api_key.get("authorization") or found.api_key.get("BearerToken")
     if token:
@@ -223,3 +229,22 @@ def test_bad_objects_are_refused_with_their_field(ask: Ask, body: Json, cause: s
     status, answer = ask("POST", "configmaps", body)
     assert (status, answer["reason"]) == (422, "Invalid")
     assert answer["details"]["causes"][0]["field"] == cause
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("RUNBOOK_VERIFY_KUBECONFIG", "there is no such file"),
+        ("KUBEBUILDER_ASSETS", "which lacks kube-apiserver and etcd"),
+    ],
+)
+def test_a_wrong_address_of_a_real_server_is_told(tmp_path: Path, name: str, said: str) -> None:
+    """Who names a real API server that is not there gets one line about it, not a skipped suite."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("RUNBOOK_VERIFY_KUBECONFIG", "KUBEBUILDER_ASSETS")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    command += ["-k", "test_a_dry_run_leaves_nothing and real"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment | {name: str(tmp_path / "gone")}
+    )
+    assert done.returncode == 1
+    assert said in done.stdout

@@ -249,3 +249,36 @@ def test_an_object_given_to_nobody_is_collected(cluster: Cluster) -> None:
     changed = kept | {"metadata": kept["metadata"] | {"ownerReferences": [owner]}}
     cluster.update(kind, "work", "kept", changed, Options())
     assert cluster.store.get("/configmaps", ("work", "kept")) is None
+
+
+@pytest.mark.parametrize(
+    ("accept", "status", "form"),
+    [
+        (f"{PROTOBUF},application/json", 200, "application/json"),
+        (f"{PROTOBUF}, */*", 200, "application/json"),
+        ("application/cbor,application/json;q=0.9", 200, "application/json"),
+        (f"application/json;as=Table;v=v1;g=meta.k8s.io,{PROTOBUF}", 200, "application/json"),
+        ("application/yaml", 200, "application/yaml"),
+        (PROTOBUF, 406, "application/json"),
+    ],
+)
+def test_clients_that_prefer_protobuf_take_what_there_is(
+    cluster: Cluster, tmp_path: Path, accept: str, status: int, form: str
+) -> None:  # fmt: skip
+    """client-go lists JSON behind protobuf and gets it; a client that takes nothing else is told the choices."""
+
+    async def run() -> tuple[int, str]:
+        runner = web.AppRunner(create_app(cluster))
+        await runner.setup()
+        await web.UnixSite(runner, str(tmp_path / "s")).start()
+        headers = {"Accept": accept, "Authorization": "Bearer admin"}
+        try:
+            async with (
+                ClientSession(connector=UnixConnector(str(tmp_path / "s"))) as session,
+                session.get("http://lab/api/v1/namespaces", headers=headers) as answer,
+            ):
+                return answer.status, answer.content_type
+        finally:
+            await runner.cleanup()
+
+    assert asyncio.run(run()) == (status, form)

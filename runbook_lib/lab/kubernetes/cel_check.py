@@ -85,7 +85,8 @@ def _steps(tokens: list[Token], place: int) -> Iterator[tuple[int, str, int]]:
 def _follow(tokens: list[Token], place: int, schema: Json) -> tuple[int, Json | None]:
     """Where a chain of fields ends, and the schema there (None = of any shape)."""
     found: Json | None = schema
-    for place, name, column in _steps(tokens, place):  # noqa: B020
+    steps = list(_steps(tokens, place))
+    for _, name, column in steps:
         if found is None or found.get("x-kubernetes-embedded-resource"):
             found = None
             continue
@@ -99,7 +100,7 @@ def _follow(tokens: list[Token], place: int, schema: Json) -> tuple[int, Json | 
             raise cel.RuleError(f"undefined field '{name}'", column)
         else:
             found = None
-    return place, found
+    return (steps[-1][0] if steps else place), found
 
 
 def is_costly(text: str, schema: Json, *, root: bool = False) -> bool:
