@@ -24,10 +24,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_proxmox_cluster import SITE
 from test_proxmox_oracle import LEFT_OUT, PASSWORDS, Driver, rows_of  # lie beside this file
 
+NO_ACME = "the recorded host had no ACME client; the lab's hosts have one and reach no directory"
 NO_ZFS = "the recorded host had no ZFS tools; the lab's hosts have them and no pool"
 DIFFERS: dict[str, dict[str, str]] = {
-    "8.4": {"/nodes/{node}/disks/zfs": NO_ZFS, "/nodes/{node}/scan/zfs": NO_ZFS},
+    "8.4": {
+        "/cluster/acme/meta": NO_ACME,
+        "/cluster/acme/tos": NO_ACME,
+        "/nodes/{node}/disks/zfs": NO_ZFS,
+        "/nodes/{node}/scan/zfs": NO_ZFS,
+    },
     "9.2": {
+        "/cluster/acme/meta": NO_ACME,
+        "/cluster/acme/tos": NO_ACME,
         "/nodes/{node}/disks/zfs": NO_ZFS,
         "/nodes/{node}/scan/zfs": NO_ZFS,
         "/nodes/{node}/subscription": "the recorded host had no server id",

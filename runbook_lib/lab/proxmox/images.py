@@ -19,6 +19,7 @@ from .declared import declared
 from .declared.images import TABLE
 from .declared.system import TABLE as SYSTEM_TABLE
 from .routing import ROUTER, Call, PveError, param_error
+from .schema import format_check
 from .sections import digest_of
 from .storage import VolumeState, add_volume, check_volume_access, find_volume, parse_size, require_active, volume_path
 from .worker import TaskContext
@@ -85,21 +86,29 @@ def storage_graph(call: Call) -> dict[str, str]:
     return graph(call, "storage", f"pve2-storage/{call.node}/{call.params['storage']}")
 
 
+@format_check("pve-command-batch")
+def _batch(value: str) -> None:
+    try:
+        commands = json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"commands param did not contain valid JSON: {error}\n") from error
+    if not isinstance(commands, list):
+        raise ValueError("commands is not an array\n")
+    for command in commands:
+        if not isinstance(command, dict):
+            raise ValueError("array element is not a hash\n")
+        if not {"path", "method"} <= command.keys():
+            raise ValueError("array element has no path or method\n")
+
+
 @endpoint("POST /nodes/{node}/execute", "root-only")
 def execute(call: Call) -> list[dict[str, Any]]:
     """The answers to a batch of calls, in order; one that is refused does not keep the rest."""
-    try:
-        commands = json.loads(call.params["commands"])
-    except ValueError as error:
-        raise param_error({"commands": "invalid format - not valid JSON"}) from error
-    if not isinstance(commands, list):
-        raise param_error({"commands": "invalid format - not an array"})
+    commands = json.loads(call.params["commands"])
     return [_executed(call, command) for command in commands]
 
 
 def _executed(call: Call, command: Any) -> dict[str, Any]:
-    if not isinstance(command, dict) or not {"path", "method"} <= command.keys():
-        return {"status": 400, "message": "path and method are required"}
     path, method = f"/nodes/{call.node}/{str(command['path']).strip('/')}", str(command["method"]).upper()
     found = ROUTER.find(method, path)
     try:

@@ -14,10 +14,17 @@ from .declared.joining import TABLE
 from .hardware import FLAGS, cpu_flags
 from .nodes import certificate_rows
 from .routing import Call, PveError, param_error, split_list
+from .schema import format_check
 from .sections import Section, Sections, check_digest, digest_of, stored
 from .worker import TaskContext, TaskError
 
 endpoint, model_endpoint = declared(TABLE), declared(CPU_TABLE)
+
+
+@format_check("pve-phys-bits")
+def _physical_bits(value: str) -> None:
+    if value != "host" and not (value.isdecimal() and 8 <= int(value) <= 64):
+        raise ValueError(f"invalid value for phys-bits '{value}', expected 'host' or a number between 8 and 64\n")
 
 
 @endpoint("GET /cluster/config/join")

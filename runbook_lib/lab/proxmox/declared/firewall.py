@@ -10,7 +10,7 @@ VNET = Either(
 )
 LOG = String(optional=True, enum=("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug", "nolog"))
 RENAME = String(optional=True, pattern=r"^[A-Za-z][A-Za-z0-9\-\_]+$", min_length=2, max_length=64)
-ACTION_2 = String(optional=True, pattern=r"^[A-Za-z][A-Za-z0-9\-\_]+$", min_length=2, max_length=20)
+ACTION_TO_CHANGE = String(optional=True, pattern=r"^[A-Za-z][A-Za-z0-9\-\_]+$", min_length=2, max_length=20)
 NAME = String(pattern=r"^[A-Za-z][A-Za-z0-9\-\_]+$", min_length=2, max_length=64)
 GROUP = String(pattern=r"^[A-Za-z][A-Za-z0-9\-\_]+$", min_length=2, max_length=18)
 ACTION = String(pattern=r"^[A-Za-z][A-Za-z0-9\-\_]+$", min_length=2, max_length=20)
@@ -38,7 +38,7 @@ UPDATE_NAME: Params = {
     "rename": RENAME,
 }
 CREATE_IPSET: Params = {"comment": String(optional=True), "digest": DIGEST, "name": NAME, "rename": RENAME}
-DELETE_NAME_2: Params = {"force": Boolean(optional=True), "name": NAME}
+DELETE_SET: Params = {"force": Boolean(optional=True), "name": NAME}
 CREATE_NAME: Params = {"cidr": CIDR, "comment": String(optional=True), "name": NAME, "nomatch": Boolean(optional=True)}
 DELETE_CIDR: Params = {"cidr": CIDR, "digest": DIGEST, "name": NAME}
 READ_CIDR: Params = {"cidr": CIDR, "name": NAME}
@@ -68,7 +68,7 @@ CREATE_RULES: Params = {
 }
 DELETE_POS: Params = {"digest": DIGEST, "pos": POS}
 UPDATE_POS: Params = {
-    "action": ACTION_2,
+    "action": ACTION_TO_CHANGE,
     "comment": String(optional=True),
     "delete": DELETE,
     "dest": DEST,
@@ -149,7 +149,7 @@ TABLE: dict[str, Endpoint] = {
     "PUT /cluster/firewall/groups/{group}/{pos}": Endpoint(
         perm("/", "Sys.Modify"),
         {
-            "action": ACTION_2,
+            "action": ACTION_TO_CHANGE,
             "comment": String(optional=True),
             "delete": DELETE,
             "dest": DEST,
@@ -171,7 +171,7 @@ TABLE: dict[str, Endpoint] = {
     ),
     "GET /cluster/firewall/ipset": Endpoint(perm("/", "Sys.Audit")),
     "POST /cluster/firewall/ipset": Endpoint(perm("/", "Sys.Modify"), CREATE_IPSET),
-    "DELETE /cluster/firewall/ipset/{name}": Endpoint(perm("/", "Sys.Modify"), DELETE_NAME_2),
+    "DELETE /cluster/firewall/ipset/{name}": Endpoint(perm("/", "Sys.Modify"), DELETE_SET),
     "GET /cluster/firewall/ipset/{name}": Endpoint(perm("/", "Sys.Audit"), {"name": NAME}),
     "POST /cluster/firewall/ipset/{name}": Endpoint(perm("/", "Sys.Modify"), CREATE_NAME),
     "DELETE /cluster/firewall/ipset/{name}/{cidr:rest}": Endpoint(perm("/", "Sys.Modify"), DELETE_CIDR),
@@ -249,7 +249,7 @@ TABLE: dict[str, Endpoint] = {
     "PUT /cluster/sdn/vnets/{vnet}/firewall/rules/{pos}": Endpoint(
         "any",
         {
-            "action": ACTION_2,
+            "action": ACTION_TO_CHANGE,
             "comment": String(optional=True),
             "delete": DELETE,
             "dest": DEST,
@@ -322,7 +322,7 @@ TABLE: dict[str, Endpoint] = {
         perm("/vms/{vmid}", "VM.Config.Network"), CREATE_IPSET, node=False
     ),
     "DELETE /nodes/{node}/lxc/{vmid}/firewall/ipset/{name}": Endpoint(
-        perm("/vms/{vmid}", "VM.Config.Network"), DELETE_NAME_2, node=False
+        perm("/vms/{vmid}", "VM.Config.Network"), DELETE_SET, node=False
     ),
     "GET /nodes/{node}/lxc/{vmid}/firewall/ipset/{name}": Endpoint(
         perm("/vms/{vmid}", "VM.Audit"), {"name": NAME}, node=False
@@ -377,7 +377,7 @@ TABLE: dict[str, Endpoint] = {
         perm("/vms/{vmid}", "VM.Config.Network"), CREATE_IPSET, node=False
     ),
     "DELETE /nodes/{node}/qemu/{vmid}/firewall/ipset/{name}": Endpoint(
-        perm("/vms/{vmid}", "VM.Config.Network"), DELETE_NAME_2, node=False
+        perm("/vms/{vmid}", "VM.Config.Network"), DELETE_SET, node=False
     ),
     "GET /nodes/{node}/qemu/{vmid}/firewall/ipset/{name}": Endpoint(
         perm("/vms/{vmid}", "VM.Audit"), {"name": NAME}, node=False

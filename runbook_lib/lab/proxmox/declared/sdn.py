@@ -32,7 +32,7 @@ ID = String(format="pve-sdn-fabric-id", pattern="^[a-zA-Z0-9][a-zA-Z0-9-]{0,6}[a
 IPAM = Either(String(format="pve-sdn-ipam-id"), String(pattern="^[a-zA-Z][a-zA-Z0-9]*[a-zA-Z0-9]$", min_length=2))
 DNS = Either(String(format="pve-sdn-dns-id"), String(pattern="^[a-zA-Z][a-zA-Z0-9]*[a-zA-Z0-9]$", min_length=2))
 TAG = Either(Integer(optional=True), Integer(optional=True, minimum=1, maximum=16777215))
-VNET_2 = String(pattern="^[a-zA-Z][a-zA-Z0-9]*[a-zA-Z0-9]$", min_length=2, max_length=8)
+VNET_IN_PATH = String(pattern="^[a-zA-Z][a-zA-Z0-9]*[a-zA-Z0-9]$", min_length=2, max_length=8)
 ALIAS = String(optional=True, pattern=r"(?i)^[\(\)-_.\w\d\s]{0,256}$", max_length=256)
 FINGERPRINT = String(optional=True, pattern="^([A-Fa-f0-9]{2}:){31}[A-Fa-f0-9]{2}$")
 DELETE = String(optional=True, format="pve-configid-list", max_length=4096)
@@ -448,8 +448,8 @@ TABLE: dict[str, Endpoint] = {
     "GET /nodes/{node}/sdn/fabrics/{fabric}/routes": Endpoint(
         perm("/sdn/fabrics/{fabric}", "SDN.Audit"), {"fabric": ID}, only="9.2"
     ),
-    "GET /nodes/{node}/sdn/vnets/{vnet}": Endpoint("any", {"vnet": VNET_2}, only="9.2", node=False),
-    "GET /nodes/{node}/sdn/vnets/{vnet}/mac-vrf": Endpoint("any", {"vnet": VNET_2}, only="9.2"),
+    "GET /nodes/{node}/sdn/vnets/{vnet}": Endpoint("any", {"vnet": VNET_IN_PATH}, only="9.2", node=False),
+    "GET /nodes/{node}/sdn/vnets/{vnet}/mac-vrf": Endpoint("any", {"vnet": VNET_IN_PATH}, only="9.2"),
     "GET /nodes/{node}/sdn/zones": Endpoint("any"),
     "GET /nodes/{node}/sdn/zones/{zone}": Endpoint(perm("/sdn/zones/{zone}", "SDN.Audit"), {"zone": ZONE}, node=False),
     "GET /nodes/{node}/sdn/zones/{zone}/bridges": Endpoint(perm("/sdn/zones/{zone}", "SDN.Audit"), only="9.2"),
