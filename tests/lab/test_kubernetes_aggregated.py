@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from runbook_lib.lab.kubernetes import strict
 from runbook_lib.lab.kubernetes.cluster import Cluster, Options
 from runbook_lib.lab.kubernetes.selectors import parse_labels
 from runbook_lib.lab.kubernetes.status import ApiError
@@ -19,6 +20,7 @@ from .kubernetes_server import serve
 
 Json = dict[str, Any]
 APPS = "apps.cozystack.io/v1alpha1"
+SDN = "sdn.cozystack.io/v1alpha1"
 
 
 def definition(group: str, kind: str, plural: str, version: str, scope: str = "Namespaced") -> Json:
@@ -138,3 +140,73 @@ def test_kubectl_top_shows_what_is_used(cluster: Cluster, tmp_path: Path) -> Non
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
             assert said in done.stdout
+
+
+@pytest.fixture
+def firewall() -> Cluster:
+    """A cluster that serves SecurityGroups, with a policy of the platform."""
+    found = Cluster()
+    platform = {"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": {"name": "isolation"}}
+    found.load(
+        [strict.definition("cilium.io", "CiliumNetworkPolicy", "ciliumnetworkpolicies", ["v2"]), platform,
+         api_service("sdn.cozystack.io", "v1alpha1")]
+    )  # fmt: skip
+    return found
+
+
+def group(name: str, **spec: Any) -> Json:
+    """A SecurityGroup."""
+    return {"apiVersion": SDN, "kind": "SecurityGroup", "metadata": {"name": name}, "spec": spec}
+
+
+def test_a_security_group_is_a_policy_seen_by_its_tenant(firewall: Cluster) -> None:
+    """Applications and groups become selectors behind it and come back as they were given."""
+    kind = firewall.registry.by_gvk[(SDN, "SecurityGroup")]
+    rule = {
+        "fromApp": [{"kind": "VMInstance", "name": "web"}], "fromSG": ["admins"], "fromCIDR": ["10.0.0.0/8"],
+        "toPorts": [{"ports": [{"port": "5432", "protocol": "TCP"}]}],
+    }  # fmt: skip
+    database = {"kind": "Postgres", "name": "db"}
+    made = firewall.create(kind, "default", group("db", attachments=[database], ingress=[rule]), Options())
+    assert made["spec"]["attachments"] == [{"apiGroup": "apps.cozystack.io"} | database]
+    web = {"apiGroup": "apps.cozystack.io", "kind": "VMInstance", "name": "web"}
+    assert made["spec"]["ingress"] == [rule | {"fromApp": [web]}]
+    assert "labels" not in made["metadata"] and "annotations" not in made["metadata"]
+    stored = firewall.store.get("cilium.io/ciliumnetworkpolicies", ("default", "db"))
+    assert stored is not None
+    assert stored.obj["spec"]["endpointSelector"] == {"matchLabels": {"securitygroup.sdn.cozystack.io/db": ""}}
+    assert stored.obj["spec"]["ingress"][0]["fromEndpoints"][1] == {
+        "matchLabels": {"securitygroup.sdn.cozystack.io/admins": ""}
+    }
+
+
+def test_a_security_group_is_changed_and_deleted_alone(firewall: Cluster) -> None:
+    """The tenant's verbs reach marked policies only, and cannot take the marker or the finalizer away."""
+    kind = firewall.registry.by_gvk[(SDN, "SecurityGroup")]
+    firewall.create(kind, "default", group("db", egress=[{"toCIDR": ["10.0.0.0/8"]}]), Options())
+    body = {"metadata": {"labels": {"sdn.cozystack.io/securitygroup": "false"}}, "spec": {"egress": []}}
+    changed, _ = firewall.patch(kind, "default", "db", "application/merge-patch+json", body, Options())
+    assert changed["spec"] == {"egress": []}
+    assert [row.obj["metadata"]["name"] for row in firewall.page(kind, "", [], []).items] == ["db"]
+    with pytest.raises(ApiError, match='"isolation" not found'):
+        firewall.delete(kind, "default", "isolation", {}, Options())
+    firewall.delete(kind, "default", "db", {}, Options())
+    assert firewall.store.get("cilium.io/ciliumnetworkpolicies", ("default", "db")) is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"attachments": [{"kind": "Postgres"}]}, "spec.attachments[0].name: Required value"),
+        ({"ingress": [{"fromCIDR": ["10.0.0/8"]}]}, "must be a valid CIDR or IP address"),
+        ({"ingress": [{"fromSG": ["world"]}]}, "must not name a reserved Cilium entity"),
+        ({"egress": [{"toPorts": [{"ports": [{"port": "70000"}]}]}]}, "port number must be between 1 and 65535"),
+        ({"egress": [{"toPorts": [{"ports": [{"port": "1", "protocol": "X"}]}]}]}, "Unsupported value"),
+    ],
+)
+def test_a_group_that_would_enforce_nothing_is_refused(firewall: Cluster, spec: Json, said: str) -> None:
+    """422, since Cilium would drop the rule without a word."""
+    with pytest.raises(ApiError) as refused:
+        firewall.create(firewall.registry.by_gvk[(SDN, "SecurityGroup")], "default", group("a", **spec), Options())
+    assert refused.value.code == 422
+    assert said in refused.value.message

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import random
 import shutil
 import socket
 import ssl
@@ -12,17 +14,20 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+import aiohttp
 import pytest
 from aiohttp import web
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.stream import portforward as python_portforward
 
+from runbook_lib.lab.kubernetes import portforward
 from runbook_lib.lab.kubernetes.cluster import Cluster
 from tests.lab.kubernetes_server import Server, serve
 
@@ -286,3 +291,28 @@ def test_the_official_client_forwards_a_port(server: Server) -> None:
         text += piece
     line.close()
     assert text.startswith(b"HTTP/1.0 200") and b'{"path": "/metrics"}' in text
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_rubbish_in_a_tunnel_ends_that_tunnel_alone(server: Server, number: int) -> None:
+    """Broken frames, headers and ports close the WebSocket or are passed over; the server answers on."""
+
+    async def run() -> None:
+        dice = random.Random(number)
+        context = ssl.create_default_context(cafile=str(server.ca_file))
+        url = f"{server.url}/api/v1/namespaces/default/pods/select-0/portforward"
+        headers = {"Authorization": "Bearer admin-token"}
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.ws_connect(url, protocols=[portforward.TUNNEL], ssl=context) as tunnel,
+        ):
+            packed = zlib.compressobj(zdict=portforward.DICTIONARY)
+            block = packed.compress(dice.randbytes(40)) + packed.flush(zlib.Z_SYNC_FLUSH)
+            body = bytes(10) + (block if number % 2 else dice.randbytes(60))
+            frame = bytes([0x80, 3, 0, dice.choice([1, 3, 6, 9, 200]), 0]) + len(body).to_bytes(3, "big") + body
+            for piece in (frame, dice.randbytes(dice.randrange(1, 90)), b"\x80\x03\x00\x01\x00\x00\x00\x00"):
+                await tunnel.send_bytes(piece)
+
+    with contextlib.suppress(aiohttp.ClientError, ConnectionError):
+        asyncio.run(run())
+    assert get(server, "/readyz")[0] == 200

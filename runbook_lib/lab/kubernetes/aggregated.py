@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import crd, patch
+from . import crd, patch, security_groups
 from .schema import Kind, quantity
 from .status import ApiError, bad_request, invalid
 from .store import Key
@@ -244,21 +244,50 @@ def _apps(cluster: Cluster) -> list[Kind]:
     return found
 
 
+def _sdn(cluster: Cluster) -> list[Kind]:
+    if cluster.registry.of_bucket(security_groups.BUCKET) is None:
+        return []
+    return [
+        Kind(
+            "sdn.cozystack.io", "v1alpha1", "SecurityGroup", "securitygroups", True, security_groups.BUCKET,
+            node={"m": "*"}, singular="securitygroup", short=("sg",),
+            extras={
+                "view": View(security_groups.is_group, security_groups.show, writable=True), "stamp": "",
+                "behind": security_groups.policy, "errors": security_groups.errors,
+            },
+        )
+    ]  # fmt: skip
+
+
 AREAS: dict[tuple[str, str], Callable[[Cluster], list[Kind]]] = {
     ("metrics.k8s.io", "v1beta1"): _metrics,
     ("core.cozystack.io", "v1alpha1"): _core,
     ("apps.cozystack.io", "v1alpha1"): _apps,
+    ("sdn.cozystack.io", "v1alpha1"): _sdn,
 }
 
 
 # -- writes of applications -------------------------------------------------------------------------------------------
 
 
-def _release_kind(cluster: Cluster) -> Kind:
-    kind = cluster.registry.of_bucket(RELEASES)
+def _stored_kind(cluster: Cluster, bucket: str) -> Kind:
+    kind = cluster.registry.of_bucket(bucket)
     if kind is None:
-        raise ApiError(500, "InternalError", "no matches for kind HelmRelease", {})
+        raise ApiError(500, "InternalError", f"no matches for {bucket}", {})
     return kind
+
+
+def _release_kind(cluster: Cluster) -> Kind:
+    return _stored_kind(cluster, RELEASES)
+
+
+def _projected(kind: Kind, body: Json, old: Json | None) -> Json:
+    """What is stored for a kind that is another one seen differently; ApiError 422 where its own rules refuse it."""
+    errors = kind.extras["errors"](body)
+    if errors:
+        raise invalid(kind.group, kind.kind, str((body.get("metadata") or {}).get("name", "")), errors)
+    found: Json = kind.extras["behind"](body, old)
+    return found
 
 
 def _checked(kind: Kind, view: View, name: str, spec: Any) -> Json:
@@ -289,6 +318,9 @@ def create(cluster: Cluster, kind: Kind, namespace: str, body: Json, options: Op
     name = str(given.get("name") or "")
     if not name:
         raise bad_request("metadata.name is required")
+    if "behind" in kind.extras:
+        made = cluster.create(_stored_kind(cluster, kind.bucket), namespace, _projected(kind, body, None), options)
+        return view.show(made, cluster)
     labels = (given.get("labels") or {}) | {
         f"{LABEL}group": kind.group, f"{LABEL}kind": kind.kind, f"{LABEL}name": name,
     }  # fmt: skip
@@ -313,6 +345,10 @@ def write(cluster: Cluster, kind: Kind, namespace: str, name: str, wanted: Json,
     view = view_of(kind)
     assert view is not None
     stored = cluster.stored(kind, namespace, name)
+    if "behind" in kind.extras:
+        wanted = wanted | {"metadata": {"name": name} | (wanted.get("metadata") or {})}
+        projected = _projected(kind, wanted, stored.obj)
+        return view.show(cluster.write(_stored_kind(cluster, kind.bucket), stored, projected, options), cluster)
     meta = stored.obj["metadata"]
     given = wanted.get("metadata") or {}
     inner = {k: v for k, v in (meta.get("labels") or {}).items() if k.startswith((LABEL, "internal.cozystack.io/"))}
@@ -350,5 +386,5 @@ def delete(cluster: Cluster, kind: Kind, namespace: str, name: str, wish: Json, 
     assert view is not None
     stored = cluster.stored(kind, namespace, name)
     shown = view.show(stored.obj, cluster)
-    cluster.delete(_release_kind(cluster), namespace, view.prefix + name, wish, options)
+    cluster.delete(_stored_kind(cluster, kind.bucket), namespace, view.prefix + name, wish, options)
     return shown

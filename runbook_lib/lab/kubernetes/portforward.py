@@ -26,6 +26,7 @@ Json = dict[str, Any]
 Send = Callable[[bytes], Awaitable[None]]
 TUNNEL, CHANNELS = "SPDY/3.1+portforward.k8s.io", "v4.channel.k8s.io"
 PIECE = 1 << 15
+HEADERS = 1 << 16  # what the headers of one stream may unfold to
 SYN_STREAM, SYN_REPLY, RST_STREAM, PING, GOAWAY = 1, 2, 3, 6, 7
 FIN = 1
 VERSION = 0x8003
@@ -224,7 +225,7 @@ class Tunnel:
                 gone.work.cancel()
 
     def _headers(self, packed: bytes) -> Iterator[tuple[str, str]]:
-        raw = self.unpack.decompress(packed)
+        raw = self.unpack.decompress(packed, HEADERS)
         (count,) = struct.unpack_from(">I", raw)
         place = 4
         words: list[str] = []
@@ -243,7 +244,8 @@ class Tunnel:
 
     async def _forward(self, number: int, stream: Stream) -> None:
         asked = stream.headers.get("requestid", "")
-        port = int(stream.headers.get("port", "0") or 0)
+        given = stream.headers.get("port", "")
+        port = int(given) if given.isascii() and given.isdigit() else 0
         wrong = await _pump(self.way, port, stream.given, lambda piece: self._data(number, piece))
         for other, each in list(self.streams.items()):
             if each.headers.get("streamtype") == "error" and each.headers.get("requestid", "") == asked:
