@@ -12,7 +12,7 @@ import pytest
 from runbook_lib.lab.kubernetes.controllers import capmox, ipam
 
 sys.path.insert(0, str(Path(__file__).parent))
-from two_worlds import SPACE, Worlds, ready, reason, worlds  # lies beside this file
+from two_worlds import Worlds, ready, worlds  # lies beside this file
 
 Object = dict[str, Any]
 MANAGER, ADDRESSES = capmox.PROGRAMS[0], ipam.PROGRAMS[0]

@@ -83,8 +83,8 @@ class Worlds:
         try:
             async with asyncio.timeout(seconds):
                 while True:
-                    item = await self.client.get(path)
-                    if wanted(item):
+                    item = await self.client.find(path) or {}
+                    if item and wanted(item):
                         return item
                     await asyncio.sleep(0.01)
         except TimeoutError:

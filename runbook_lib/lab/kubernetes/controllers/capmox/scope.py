@@ -110,7 +110,7 @@ class Shared:
         return self.clusters.get(cluster["metadata"]["namespace"], reference.get("name", ""))
 
     async def save(self, cache: Cache, path: str, before: Object, after: Object) -> bool:
-        """Whether anything was to be written: metadata and spec first, then the status, so that a VMID is never lost."""
+        """Whether anything was to be written: the spec before the status, so that a VMID is never lost."""
         client, wrote = self.context.client, False
         body: dict[str, Any] = {}
         if meta := difference(own(before), own(after)):

@@ -1,0 +1,340 @@
+"""How a machine joins a cluster: what kubeadm and Talos read from their documents, check, and make of it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from .kubernetes.controllers.client import Refused
+from .kubernetes.controllers.context import Context
+
+Json = dict[str, Any]
+PREFLIGHT = "error execution phase preflight: "
+IDENTITY = PREFLIGHT + "couldn't validate the identity of the API Server: "
+REJECTED = PREFLIGHT + "unable to fetch the kubeadm-config ConfigMap: failed to get config map: Unauthorized"
+UNINITIALIZED = {"key": "node.cloudprovider.kubernetes.io/uninitialized", "value": "true", "effect": "NoSchedule"}
+NOT_READY = {"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}
+
+
+class NotJoined(Exception):
+    """The machine is no node; the text is what stands in its log."""
+
+
+@dataclass(frozen=True)
+class Join:
+    """What a join document asks for. `hashes` pin the cluster's authority."""
+
+    endpoint: str
+    token: str = ""
+    hashes: tuple[str, ...] = ()
+    unsafe: bool = False
+    name: str = ""
+    taints: tuple[Json, ...] = ()
+    kubelet: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    talos: bool = False
+
+
+@dataclass(frozen=True)
+class Node:
+    """The machine that is to become a node."""
+
+    name: str
+    hostname: str
+    uuid: str
+    cpus: int
+    memory: int
+    disk: int
+    addresses: tuple[str, ...]
+    version: str
+    image: str
+
+
+# -- documents ----------------------------------------------------------------------------------------
+
+
+def join_of(text: str, meta: Mapping[str, Any]) -> Join | None:
+    """What user-data ask for; None when they name no cluster. Raises NotJoined for what cannot be understood."""
+    if text.startswith("## template: jinja"):
+        text = rendered(text, meta)
+    try:
+        given = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        words = " ".join(str(error).split())
+        raise NotJoined(f"Failed loading yaml blob. Invalid format at line 1 column 1: {words}") from error
+    if not isinstance(given, dict):
+        return None
+    if isinstance(given.get("machine"), dict) and "type" in given["machine"]:
+        return _talos(given)
+    files = {str(row["path"]): _content(row) for row in given.get("write_files") or () if "path" in row}
+    commands = [_command(row) for row in given.get("runcmd") or ()]
+    joins = next((row for row in commands if "kubeadm join" in row), None)
+    if joins is None:
+        return None
+    match = re.search(r"--config[= ](\S+)", joins)
+    if match is None or match[1] not in files:
+        path = match[1] if match else ""
+        raise NotJoined(f'{PREFLIGHT}unable to read config from "{path}": open {path}: no such file or directory')
+    return _kubeadm(match[1], files)
+
+
+def _content(row: Mapping[str, Any]) -> str:
+    text = str(row.get("content", ""))
+    if str(row.get("encoding", "")) in ("b64", "base64"):
+        return base64.b64decode(text).decode(errors="replace")
+    return text
+
+
+def _command(row: Any) -> str:
+    return " ".join(map(str, row)) if isinstance(row, list) else str(row)
+
+
+def rendered(text: str, meta: Mapping[str, Any]) -> str:
+    """The text with what cloud-init's templates know in the place of their names."""
+    known = {f"ds.meta_data.{str(key).replace('-', '_')}": str(value) for key, value in meta.items()}
+    host = str(meta.get("local-hostname", ""))
+    known |= {"local_hostname": host, "v1.local_hostname": host, "v1.instance_id": str(meta.get("instance-id", ""))}
+    return re.sub(
+        r"\{\{\s*([\w.]+)\s*\}\}", lambda match: known.get(match[1], f"CI_MISSING_JINJA_VAR/{match[1]}"), text
+    )
+
+
+def _kubeadm(path: str, files: Mapping[str, str]) -> Join:
+    try:
+        documents = [row for row in yaml.safe_load_all(files[path]) if isinstance(row, dict)]
+    except yaml.YAMLError as error:
+        raise NotJoined(f"{PREFLIGHT}error converting YAML to JSON: yaml: {error}") from error
+    config = next((row for row in documents if row.get("kind") == "JoinConfiguration"), None)
+    if config is None:
+        raise NotJoined(f"{PREFLIGHT}no JoinConfiguration found in {path}")
+    found = (config.get("discovery") or {}).get("bootstrapToken") or {}
+    token = str(found.get("token") or "")
+    if not re.fullmatch(r"[a-z0-9]{6}\.[a-z0-9]{16}", token):
+        raise NotJoined('discovery.bootstrapToken.token: Invalid value: "": the bootstrap token is invalid')
+    hashes = tuple(found.get("caCertHashes") or ())
+    if not hashes and not found.get("unsafeSkipCAVerification"):
+        raise NotJoined(
+            'discovery.bootstrapToken.caCertHashes: Invalid value: "": using token-based discovery without '
+            "caCertHashes can be unsafe. Set unsafeSkipCAVerification as true in your kubeadm config file to continue"
+        )
+    node = config.get("nodeRegistration") or {}
+    return Join(
+        endpoint=str(found.get("apiServerEndpoint", "")),
+        token=token,
+        hashes=hashes,
+        unsafe=bool(found.get("unsafeSkipCAVerification")),
+        name=str(node.get("name") or ""),
+        taints=tuple(node.get("taints") or ()),
+        kubelet=_arguments(node.get("kubeletExtraArgs")),
+        files=dict(files),
+    )
+
+
+def _arguments(given: Any) -> dict[str, str]:
+    if isinstance(given, list):  # kubeadm v1beta4
+        return {str(row["name"]): str(row.get("value", "")) for row in given}
+    return {str(key): str(value) for key, value in (given or {}).items()}
+
+
+def _talos(given: Mapping[str, Any]) -> Join:
+    machine, cluster = given["machine"], given.get("cluster") or {}
+    endpoint = str((cluster.get("controlPlane") or {}).get("endpoint", "")).removeprefix("https://").rstrip("/")
+    kubelet = dict((machine.get("kubelet") or {}).get("extraArgs") or {})
+    labels = ",".join(f"{key}={value}" for key, value in (machine.get("nodeLabels") or {}).items())
+    if labels:
+        kubelet["node-labels"] = labels
+    taints = tuple(
+        {"key": key, "value": str(value).partition(":")[0], "effect": str(value).rpartition(":")[2]}
+        for key, value in (machine.get("nodeTaints") or {}).items()
+    )
+    name = str((machine.get("network") or {}).get("hostname") or "")
+    return Join(endpoint, str(cluster.get("token") or ""), unsafe=True, name=name, taints=taints,
+                kubelet={key: str(value) for key, value in kubelet.items()}, talos=True)  # fmt: skip
+
+
+# -- what joining does --------------------------------------------------------------------------------
+
+
+async def follow(join: Join, node: Node, url: str, context: Context | None) -> Callable[[], Awaitable[None]]:
+    """What makes the node Ready, once it is one. Raises NotJoined with the reason."""
+    base = url or f"https://{join.endpoint}"
+    place = f"https://{join.endpoint}"
+    if not url and not join.endpoint.startswith(("127.", "localhost")):
+        path = "/api/v1/namespaces/kube-public/configmaps/cluster-info?timeout=10s"
+        raise NotJoined(
+            f'{IDENTITY}failed to request the cluster-info ConfigMap: Get "{place}{path}": dial tcp {join.endpoint}: '
+            "connect: no route to host"
+        )
+    if not join.talos:
+        await _discover(join, base, place)
+    body = node_object(join, node)
+    if context is None:
+        raise NotJoined(
+            f"{PREFLIGHT}unable to fetch the kubeadm-config ConfigMap: failed to get config map: Unauthorized"
+        )
+    if not node.version:
+        version = str((await context.client.get("/version")).get("gitVersion", ""))
+        body["status"]["nodeInfo"]["kubeletVersion"] = version
+    status = body.pop("status")
+    path = f"/api/v1/nodes/{node.name}"
+    try:
+        await context.client.create("/api/v1/nodes", body)
+    except Refused as error:
+        if error.reason != "AlreadyExists":
+            raise NotJoined(f"error execution phase kubelet-start: {error.message}") from error
+    told = status | {"conditions": conditions(False, context.stamp())}
+    await context.client.patch(f"{path}/status", {"status": told})
+
+    async def ready() -> None:
+        now = await context.client.find(path)
+        if now is None:
+            return
+        await context.client.patch(f"{path}/status", {"status": {"conditions": conditions(True, context.stamp())}})
+        taints = [row for row in (now["spec"].get("taints") or ()) if row["key"] != NOT_READY["key"]]
+        await context.client.patch(path, {"spec": {"taints": taints or None}})
+
+    return ready
+
+
+async def _discover(join: Join, base: str, place: str) -> None:
+    path = "/api/v1/namespaces/kube-public/configmaps/cluster-info"
+    failed = f'{IDENTITY}failed to request the cluster-info ConfigMap: Get "{place}{path}?timeout=10s": '
+    blind = ssl.create_default_context()
+    blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
+    timeout = aiohttp.ClientTimeout(10)
+    try:
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            async with session.get(base + path, ssl=blind) as answer:
+                found = await answer.json(content_type=None)
+                if answer.status != 200:
+                    raise NotJoined(f"{IDENTITY}failed to request the cluster-info ConfigMap: {found.get('message')}")
+            authority = _authority(join, found)
+            pinned = ssl.create_default_context(cadata=authority)
+            pinned.check_hostname = False
+            trust: ssl.SSLContext | bool = pinned if base.startswith("https") else True
+            headers = {"Authorization": f"Bearer {join.token}"}
+            where = "/api/v1/namespaces/kube-system/configmaps/kubeadm-config"
+            async with session.get(base + where, ssl=trust, headers=headers) as answer:
+                if answer.status == 401:
+                    raise NotJoined(REJECTED)
+    except aiohttp.ClientConnectorCertificateError as error:
+        text = "tls: failed to verify certificate: x509: certificate signed by unknown authority"
+        raise NotJoined(failed + text) from error
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise NotJoined(f"{failed}dial tcp {join.endpoint}: connect: connection refused") from error
+
+
+def _authority(join: Join, info: Json) -> str:
+    """The authority's certificate from cluster-info, once it is signed by the token and pinned by a hash."""
+    data = info.get("data") or {}
+    identifier = join.token.partition(".")[0]
+    if f"jws-kubeconfig-{identifier}" not in data:
+        raise NotJoined(
+            f'{IDENTITY}could not find a JWS signature in the cluster-info ConfigMap for token ID "{identifier}"'
+        )
+    try:
+        config = yaml.safe_load(data["kubeconfig"])
+        pem = base64.b64decode(config["clusters"][0]["cluster"]["certificate-authority-data"])
+        certificate = x509.load_pem_x509_certificate(pem)
+    except (KeyError, IndexError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise NotJoined(f"{IDENTITY}couldn't parse the kubeconfig file in the cluster-info ConfigMap") from error
+    spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    digest = "sha256:" + hashlib.sha256(spki).hexdigest()
+    if not join.unsafe and digest not in join.hashes:
+        raise NotJoined(
+            f"{IDENTITY}cluster CA found in cluster-info ConfigMap is invalid: none of the public keys "
+            f'"{digest}" are pinned'
+        )
+    return pem.decode()
+
+
+def conditions(ready: bool, now: str) -> list[Json]:
+    """A node's conditions while its network comes up, and after."""
+    rows = [
+        ("MemoryPressure", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        ("DiskPressure", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ("PIDPressure", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+    ]
+    found = [(kind, "False", reason, text) for kind, reason, text in rows]
+    if ready:
+        found.append(("Ready", "True", "KubeletReady", "kubelet is posting ready status"))
+    else:
+        text = (
+            "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady "
+            "message:Network plugin returns error: cni plugin not initialized"
+        )
+        found.append(("Ready", "False", "KubeletNotReady", text))
+    return [
+        {"type": kind, "status": status, "reason": reason, "message": text, "lastHeartbeatTime": now,
+         "lastTransitionTime": now}
+        for kind, status, reason, text in found
+    ]  # fmt: skip
+
+
+def node_object(join: Join, node: Node) -> Json:
+    """The Node that the machine's kubelet registers."""
+    given = join.kubelet
+    labels = {
+        "kubernetes.io/hostname": node.hostname, "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64",
+        "beta.kubernetes.io/os": "linux", "beta.kubernetes.io/arch": "amd64",
+    }  # fmt: skip
+    labels |= dict(part.partition("=")[::2] for part in given.get("node-labels", "").split(",") if part)
+    taints = [*join.taints, *map(_taint, filter(None, given.get("register-with-taints", "").split(","))), NOT_READY]
+    if given.get("cloud-provider") == "external":
+        taints.append(UNINITIALIZED)
+    provider = given.get("provider-id", "").strip("'\"")
+    spec: Json = {"taints": [dict(row) for row in taints]}
+    if provider:
+        spec["providerID"] = provider
+    capacity = {
+        "cpu": str(node.cpus), "memory": f"{node.memory // 1024}Ki", "pods": given.get("max-pods", "110"),
+        "ephemeral-storage": f"{node.disk // 1024}Ki", "hugepages-1Gi": "0", "hugepages-2Mi": "0",
+    }  # fmt: skip
+    allocatable = capacity | {
+        "memory": f"{node.memory // 1024 - 100 * 1024}Ki",
+        "ephemeral-storage": str(int(node.disk * 0.9)),
+    }
+    digest = hashlib.md5(node.uuid.encode(), usedforsecurity=False).hexdigest()
+    external = given.get("cloud-provider") == "external"
+    own = (
+        []
+        if external and not given.get("node-ip")
+        else [
+            {"type": "InternalIP", "address": address} for address in (given.get("node-ip"), *node.addresses) if address
+        ]
+    )
+    first = list({row["address"]: row for row in own}.values())
+    return {
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {
+            "name": node.name, "labels": labels,
+            "annotations": {"volumes.kubernetes.io/controller-managed-attach-detach": "true"},
+        },
+        "spec": spec,
+        "status": {
+            "capacity": capacity, "allocatable": allocatable,
+            "addresses": [*first, {"type": "Hostname", "address": node.hostname}],
+            "nodeInfo": {
+                "architecture": "amd64", "operatingSystem": "linux", "systemUUID": node.uuid, "machineID": digest,
+                "bootID": f"{digest[:8]}-{digest[8:12]}-4{digest[13:16]}-8{digest[17:20]}-{digest[20:]}",
+                "kernelVersion": "6.8.0-79-generic", "osImage": node.image, "kubeletVersion": node.version,
+                "kubeProxyVersion": node.version, "containerRuntimeVersion": "containerd://2.1.4",
+            },
+        },
+    }  # fmt: skip
+
+
+def _taint(text: str) -> Json:
+    body, _, effect = text.rpartition(":")
+    key, _, value = body.partition("=")
+    return {"key": key, "effect": effect, **({"value": value} if value else {})}

@@ -1,0 +1,225 @@
+"""The operating systems inside the lab's VMs: what they read, whom they join, and how they fail."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from runbook_lib.lab import joining, machines
+from runbook_lib.lab.kubernetes.cluster import User
+from runbook_lib.lab.kubernetes.controllers import capmox, ipam
+from runbook_lib.lab.kubernetes.controllers.capmox import bootstrap
+from runbook_lib.lab.kubernetes.controllers.client import Refused
+
+sys.path.insert(0, str(Path(__file__).parent))
+from two_worlds import Worlds, ready, reason, worlds  # lies beside this file
+
+Object = dict[str, Any]
+TOKEN = "abcdef.0123456789abcdef"
+ENDPOINT = "10.0.0.140:6443"
+AUTHORITY = trustme.CA()
+PEM = AUTHORITY.cert_pem.bytes()
+SPKI = x509.load_pem_x509_certificate(PEM).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+HASH = "sha256:" + hashlib.sha256(SPKI).hexdigest()
+
+
+def join_document(*, token: str = TOKEN, pinned: str = HASH, endpoint: str = ENDPOINT) -> str:
+    """User-data as the kubeadm bootstrap provider writes them."""
+    config = {
+        "apiVersion": "kubeadm.k8s.io/v1beta4",
+        "kind": "JoinConfiguration",
+        "discovery": {"bootstrapToken": {"apiServerEndpoint": endpoint, "caCertHashes": [pinned], "token": token}},
+        "nodeRegistration": {
+            "kubeletExtraArgs": [
+                {"name": "provider-id", "value": "proxmox://{{ ds.meta_data.instance_id }}"},
+                {"name": "node-labels", "value": "role=worker"},
+            ],
+            "taints": [{"key": "gpu", "value": "no", "effect": "NoSchedule"}],
+        },
+    }
+    path = "/run/kubeadm/kubeadm-join-config.yaml"
+    cloud = {
+        "write_files": [{"path": path, "content": yaml.safe_dump(config, width=1000)}],
+        "runcmd": [f"kubeadm join --config {path}  && echo success > /run/cluster-api/bootstrap-success.complete"],
+    }
+    return "## template: jinja\n#cloud-config\n\n" + yaml.safe_dump(cloud, width=1000)
+
+
+async def prepare(made: Worlds) -> None:
+    """A cluster that can be joined: cluster-info, signed for the token, which is known."""
+    authority = base64.b64encode(PEM).decode()
+    config = yaml.safe_dump({"clusters": [{"name": "", "cluster": {"certificate-authority-data": authority}}]})
+    data = {"kubeconfig": config, "jws-kubeconfig-abcdef": "head..signature"}
+    for name in ("kube-public", "kube-system"):
+        if await made.client.find(f"/api/v1/namespaces/{name}") is None:
+            await made.client.create("/api/v1/namespaces", {"metadata": {"name": name}})
+    await made.client.create("/api/v1/namespaces/kube-public/configmaps", {
+        "metadata": {"name": "cluster-info"}, "data": data})  # fmt: skip
+    rules = "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-public"
+    name = {"metadata": {"name": "kubeadm:bootstrap-signer-clusterinfo"}}
+    await made.client.create(f"{rules}/roles", {
+        **name, "rules": [{"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["cluster-info"],
+                           "verbs": ["get"]}]})  # fmt: skip
+    await made.client.create(f"{rules}/rolebindings", {
+        **name, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", **name["metadata"]},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "system:anonymous"}],
+    })  # fmt: skip
+    made.cluster.tokens[TOKEN] = User("system:bootstrap:abcdef", ("system:bootstrappers", "system:authenticated"))
+
+
+@asynccontextmanager
+async def joined_worlds(old: bool) -> AsyncIterator[Worlds]:
+    """Both worlds with CAPMOX, IPAM, and machines that boot."""
+    tags = ("v0.7.7", "v1.0.3") if old else ("v0.9.0", "v1.1.0")
+    async with worlds((capmox.PROGRAMS[0], tags[0]), (ipam.PROGRAMS[0], tags[1]), old=old) as made:
+        await prepare(made)
+        await made.context.synced()
+        inside = machines.Machines(made.state, made.context.clock)
+        inside.add(machines.Home(made.client.base_url, made.context), ENDPOINT)
+        task = asyncio.create_task(inside.run())
+        await made.cluster_of_machines()
+        await made.infrastructure_ready()
+        try:
+            yield made
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["v0.7", "v0.9"])
+def test_machine_becomes_a_node(old: bool) -> None:
+    """From ProxmoxMachine to a Ready Node that names its VM, with the labels and taints of its join document."""
+
+    async def story() -> None:
+        async with joined_worlds(old) as made:
+            await made.machine("demo-1", data=join_document())
+            item = await made.until(made.own("proxmoxmachines", "demo-1"), ready)
+            node = await made.until("/api/v1/nodes/demo-1", lambda node: reason_of(node) == "KubeletReady")
+            assert node["spec"]["providerID"] == item["spec"]["providerID"]
+            assert node["metadata"]["labels"]["role"] == "worker"
+            assert {"key": "gpu", "value": "no", "effect": "NoSchedule"} in node["spec"]["taints"]
+            assert node["status"]["nodeInfo"]["kubeletVersion"] == "v1.34.3"
+            assert {"type": "InternalIP", "address": "10.0.0.150"} in node["status"]["addresses"]
+            assert node["status"]["capacity"]["cpu"] == "4"
+
+    asyncio.run(story())
+
+
+def reason_of(node: Object) -> str:
+    """The reason of a node's Ready."""
+    rows = (node.get("status") or {}).get("conditions") or ()
+    return next((row["reason"] for row in rows if row["type"] == "Ready"), "")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"token": "aaaaaa.0123456789abcdef"}, 'a JWS signature in the cluster-info ConfigMap for token ID "aaaaaa"'),
+        ({"token": "abcdef.fedcba9876543210"}, "failed to get config map: Unauthorized"),
+        ({"pinned": "sha256:" + "0" * 64}, "none of the public keys"),
+        ({"endpoint": "10.0.0.199:6443"}, "dial tcp 10.0.0.199:6443: connect: no route to host"),
+    ],
+)  # fmt: skip
+def test_wrong_join_ends_in_cloud_inits_log(wrong: Object, words: str) -> None:
+    """cloud-init ends with an error that CAPMOX makes final, and the reason stands in the guest's log."""
+
+    async def story() -> None:
+        async with joined_worlds(True) as made:
+            await made.machine("demo-1", data=join_document(**wrong))
+            item = await made.until(
+                made.own("proxmoxmachines", "demo-1"), lambda item: (item.get("status") or {}).get("failureReason")
+            )
+            guest = made.state.guests[item["spec"]["virtualMachineID"]]
+            assert item["status"]["failureReason"] == "BootstrapFailed"
+            assert reason(item) == "VMProvisionFailed"
+            assert words in guest.files["/var/log/cloud-init-output.log"]
+            with pytest.raises(Refused, match="404"):
+                await made.client.get("/api/v1/nodes/demo-1")
+
+    asyncio.run(story())
+
+
+class Seam:
+    """Whoever drives kubelets."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, bool]] = []
+
+    def set(self, node: str, alive: bool) -> None:
+        """Remembers."""
+        self.told.append((node, alive))
+
+
+def test_a_vm_drives_its_nodes_life() -> None:
+    """A stopped VM's kubelet is dead; started again it is back after its boot; a lost Proxmox node takes it along."""
+
+    async def story() -> None:
+        async with worlds(old=True) as made:
+            seam = made.context.machines = Seam()  # type: ignore[attr-defined]
+            uuid = "6F1D2A10-0C5E-4C52-9A3E-0000000C0112"
+            await made.client.create("/api/v1/nodes", {"metadata": {"name": "worker-2"}})
+            await made.client.patch("/api/v1/nodes/worker-2/status", {"status": {"nodeInfo": {"systemUUID": uuid}}})
+            await made.context.synced()
+            await made.context.nodes.until(lambda: bool(made.context.nodes.items))
+            inside = machines.Machines(made.state, made.context.clock)
+            inside.add(machines.Home(made.client.base_url, made.context), ENDPOINT)
+            inside.look()
+            guest = made.state.guests[112]
+            guest.running = False
+            inside.look()
+            assert seam.told == [("worker-2", False)]
+            guest.running, guest.started_lab = True, made.context.clock.elapsed()
+            inside.look()
+            await made.eventually(lambda: seam.told[-1] == ("worker-2", True))
+            made.state.nodes["pve2"].online = False
+            inside.look()
+            assert seam.told[-1] == ("worker-2", False)
+
+    asyncio.run(story())
+
+
+def test_image_comes_back_as_it_was_written() -> None:
+    """What CAPMOX puts on the image the guest reads from it."""
+    files = {"user-data": b"#cloud-config\n", "meta-data": b"instance-id: x\n", "network-config": b"version: 2\n"}
+    assert machines.read_image(bootstrap.image(files)) == {name: data.decode() for name, data in files.items()}
+
+
+def test_another_image_is_no_bootstrap_data() -> None:
+    """An image that is none, or that is not labelled cidata, tells nothing."""
+    assert machines.read_image(b"no image at all" * 200) == {}
+
+
+def test_talos_config_names_cluster_labels_and_taints() -> None:
+    """A machine config of Talos is a join, too."""
+    config = {
+        "version": "v1alpha1",
+        "machine": {"type": "worker", "nodeLabels": {"role": "edge"}, "nodeTaints": {"gpu": "no:NoSchedule"}},
+        "cluster": {"controlPlane": {"endpoint": "https://10.0.0.140:6443"}, "token": "t"},
+    }
+    join = joining.join_of(yaml.safe_dump(config), {})
+    assert join is not None
+    assert (join.talos, join.endpoint, join.kubelet["node-labels"]) == (True, ENDPOINT, "role=edge")
+    assert join.taints == ({"key": "gpu", "value": "no", "effect": "NoSchedule"},)
+
+
+def test_plain_cloud_config_joins_nothing() -> None:
+    """User-data without kubeadm make a machine that only runs."""
+    assert joining.join_of("#cloud-config\npackages: [htop]\n", {}) is None
+
+
+def test_broken_yaml_is_said_so() -> None:
+    """What is no YAML ends cloud-init."""
+    with pytest.raises(joining.NotJoined, match="Failed loading yaml blob"):
+        joining.join_of("#cloud-config\nruncmd: [unclosed\n", {})
