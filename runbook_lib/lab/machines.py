@@ -210,6 +210,13 @@ class Machines:
         )
 
 
+def endpoints(section: Mapping[str, Any]) -> list[str]:
+    """Where the API server of a scenario's cluster says it is: its virtual address and its control-plane nodes."""
+    nodes = [row for row in section.get("nodes") or () if row.get("role") == "control-plane"]
+    addresses = [str(section.get("api_vip", "10.0.0.40")), *(str(row.get("address", "")) for row in nodes)]
+    return [f"{address}:6443" for address in addresses if address]
+
+
 def _drive(home: Home, node: str, *, alive: bool) -> None:
     if seam := getattr(home.context, "machines", None):
         seam.set(node, alive)

@@ -32,6 +32,7 @@ from .control import socket_path
 from .faults import Fault, Faults, fault_from
 from .kubernetes import certificates, crd
 from .kubernetes import state as kubernetes_kept
+from .machines import Home, Machines, endpoints
 from .platform import NAMES, Platform, build, kubeconfig
 from .proxmox import kept as proxmox_kept
 from .proxmox import outage
@@ -106,6 +107,8 @@ class Lab:
         self.crds: str | None = None
         self.state: PveState | None = None
         self._platform: Platform | None = None
+        self.machines: Machines | None = None
+        self._inside: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
         self._shown: dict[str, tuple[ssl.SSLContext, Sequence[str], Mapping[str, Any]]] = {}
         self._spoiled: set[str] = set()
@@ -203,6 +206,16 @@ class Lab:
         platform.app.middlewares.insert(0, self.faults.middleware("kubernetes"))
         await self.kubernetes_site.serve(platform.app, context)
         await platform.start(self.kubernetes_site.url, str(self.folder / "ca.pem"), self.clock)
+        self._inhabit(platform)
+
+    def _inhabit(self, platform: Platform) -> None:
+        """Nothing; the VMs have operating systems from now on, which may join the cluster."""
+        if self.state is None or platform.controllers is None:
+            return
+        self.machines = Machines(self.state, self.clock)
+        home = Home(self.kubernetes_site.url, platform.controllers.context)
+        self.machines.add(home, *endpoints(platform.section), self.kubernetes_site.url.removeprefix("https://"))
+        self._inside = asyncio.get_running_loop().create_task(self.machines.run())
 
     def show_certificates(self) -> None:
         """Nothing; new connections see the certificate that the faults in force ask for."""
@@ -219,6 +232,10 @@ class Lab:
             (self._spoiled.add if wrong else self._spoiled.discard)(system)
 
     async def _stop(self) -> None:
+        if self._inside is not None:
+            self._inside.cancel()
+            await asyncio.gather(self._inside, return_exceptions=True)
+            self._inside = None
         if self.state is not None:
             await self.state.tasks.cancel()
         if self._platform is not None:
