@@ -5,11 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import ceph_changes as ceph_changes  # these register endpoints that no area loads by name
-from . import consoles as consoles
-from . import container_config as container_config
-from . import containers as containers
-from . import lxc as lxc
 from .nodes import figures_of, level
 from .qemu.guest import GuestState
 from .qemu.options import KEYBOARDS

@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import bulk as bulk  # these register endpoints that no area loads by name
-from . import images as images
-from . import joining as joining
-from . import monitors as monitors
 from .declared import declared
 from .declared.notifications import TABLE
 from .routing import Call, PveError
