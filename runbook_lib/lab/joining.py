@@ -318,7 +318,10 @@ def node_object(join: Join, node: Node) -> Json:
         "apiVersion": "v1", "kind": "Node",
         "metadata": {
             "name": node.name, "labels": labels,
-            "annotations": {"volumes.kubernetes.io/controller-managed-attach-detach": "true"},
+            "annotations": {
+                "volumes.kubernetes.io/controller-managed-attach-detach": "true",
+                **({"alpha.kubernetes.io/provided-node-ip": given["node-ip"]} if given.get("node-ip") else {}),
+            },
         },
         "spec": spec,
         "status": {

@@ -119,6 +119,10 @@ class Worlds:
         """The custom object as created."""
         return await self.client.create(path, {"apiVersion": "/".join(path.split("/")[2:4]), "kind": kind, **body})
 
+    def process(self, pod: Object, container: Object, **env: str) -> Process:
+        """A container of that pod, which writes to `lines`."""
+        return Process(pod, container, env, self.lines.append)
+
     # -- what Cluster API would have made ---------------------------------------------------------
 
     async def cluster_of_machines(self, *, credentials: bool = True, **spec: Any) -> None:
@@ -162,11 +166,13 @@ class Worlds:
         network: Object = {"default": {"bridge": "vmbr0", "model": "virtio"}}
         if not self.old:
             network = {"networkDevices": [{"name": "net0", "bridge": "vmbr0", "defaultIPv4": True}]}
+        wanted: Object = {
+            "sourceNode": "pve1", "templateID": 9000, "numCores": 4, "memoryMiB": 4096,
+            "disks": {"bootVolume": {"disk": "scsi0", "sizeGb": 40}}, "network": network, "tags": ["demo"], **spec,
+        }  # fmt: skip
         await self.create(self.own("proxmoxmachines"), "ProxmoxMachine", {
             "metadata": {"name": name, "labels": LABELS, "ownerReferences": [owner(made, "Machine", self.contract)]},
-            "spec": {"sourceNode": "pve1", "templateID": 9000, "numCores": 4, "memoryMiB": 4096,
-                     "disks": {"bootVolume": {"disk": "scsi0", "sizeGb": 40}}, "network": network,
-                     "tags": ["demo"], **spec},
+            "spec": {key: value for key, value in wanted.items() if value is not None},
         })  # fmt: skip
 
     async def node_joined(self, name: str) -> None:
