@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import capmox, ipam, scheduler
+from . import capmox, ccm, daemonsets, deployments, ipam, replicasets, scheduler, statefulsets
 from .client import KubeClient
 from .context import Clock, Context
 from .kubelet import Kubelets
@@ -15,10 +15,15 @@ from .processes import Processes, Program
 
 __all__ = ["Handles", "World", "start_all", "world"]
 
-MANAGERS: tuple[Callable[[Context], Coroutine[Any, Any, None]], ...] = ()
+MANAGERS: tuple[Callable[[Context], Coroutine[Any, Any, None]], ...] = (
+    deployments.run,
+    replicasets.run,
+    statefulsets.run,
+    daemonsets.run,
+)
 """What the controller manager runs on every cluster: functions of a Context."""
 
-PROGRAMS: tuple[Program, ...] = (*capmox.PROGRAMS, *ipam.PROGRAMS)
+PROGRAMS: tuple[Program, ...] = (*capmox.PROGRAMS, *ccm.PROGRAMS, *ipam.PROGRAMS)
 """What runs as containers do, by their image."""
 
 
