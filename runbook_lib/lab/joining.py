@@ -15,6 +15,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from .kubernetes.controllers.bootstrap_tokens import signature
 from .kubernetes.controllers.client import Refused
 from .kubernetes.controllers.context import Context
 
@@ -241,6 +242,11 @@ def _authority(join: Join, info: Json) -> str:
     if f"jws-kubeconfig-{identifier}" not in data:
         raise NotJoined(
             f'{IDENTITY}could not find a JWS signature in the cluster-info ConfigMap for token ID "{identifier}"'
+        )
+    signed = data[f"jws-kubeconfig-{identifier}"]
+    if signed != signature(str(data.get("kubeconfig", "")), identifier, join.token.partition(".")[2]):
+        raise NotJoined(
+            f"{IDENTITY}failed to verify JWS signature of received cluster info object, can't trust this API Server"
         )
     try:
         config = yaml.safe_load(data["kubeconfig"])

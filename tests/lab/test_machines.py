@@ -18,13 +18,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from runbook_lib.lab import joining, machines
-from runbook_lib.lab.kubernetes.cluster import User
-from runbook_lib.lab.kubernetes.controllers import capmox, ipam
+from runbook_lib.lab.kubernetes.controllers import bootstrap_tokens, capmox, ipam
 from runbook_lib.lab.kubernetes.controllers.capmox import bootstrap
 from runbook_lib.lab.kubernetes.controllers.client import Refused
 
 sys.path.insert(0, str(Path(__file__).parent))
-from two_worlds import Worlds, ready, reason, worlds  # lies beside this file
+from two_worlds import Worlds, ready, reason, secret, worlds  # lies beside this file
 
 Object = dict[str, Any]
 TOKEN = "abcdef.0123456789abcdef"
@@ -61,12 +60,11 @@ async def prepare(made: Worlds) -> None:
     """A cluster that can be joined: cluster-info, signed for the token, which is known."""
     authority = base64.b64encode(PEM).decode()
     config = yaml.safe_dump({"clusters": [{"name": "", "cluster": {"certificate-authority-data": authority}}]})
-    data = {"kubeconfig": config, "jws-kubeconfig-abcdef": "head..signature"}
     for name in ("kube-public", "kube-system"):
         if await made.client.find(f"/api/v1/namespaces/{name}") is None:
             await made.client.create("/api/v1/namespaces", {"metadata": {"name": name}})
     await made.client.create("/api/v1/namespaces/kube-public/configmaps", {
-        "metadata": {"name": "cluster-info"}, "data": data})  # fmt: skip
+        "metadata": {"name": "cluster-info"}, "data": {"kubeconfig": config}})  # fmt: skip
     rules = "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-public"
     name = {"metadata": {"name": "kubeadm:bootstrap-signer-clusterinfo"}}
     await made.client.create(f"{rules}/roles", {
@@ -76,7 +74,14 @@ async def prepare(made: Worlds) -> None:
         **name, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", **name["metadata"]},
         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "system:anonymous"}],
     })  # fmt: skip
-    made.cluster.tokens[TOKEN] = User("system:bootstrap:abcdef", ("system:bootstrappers", "system:authenticated"))
+    identifier, key = TOKEN.split(".")
+    usages = {"usage-bootstrap-signing": "true", "usage-bootstrap-authentication": "true"}
+    token = secret(f"bootstrap-token-{identifier}", {"token-id": identifier, "token-secret": key, **usages})
+    kind = "bootstrap.kubernetes.io/token"
+    await made.client.create("/api/v1/namespaces/kube-system/secrets", {**token, "type": kind})
+    made.context.spawn(bootstrap_tokens.run(made.context), name="signer")
+    signed = f"jws-kubeconfig-{identifier}"
+    await made.until("/api/v1/namespaces/kube-public/configmaps/cluster-info", lambda item: signed in item["data"])
 
 
 @asynccontextmanager
@@ -127,7 +132,7 @@ def reason_of(node: Object) -> str:
     ("wrong", "words"),
     [
         ({"token": "aaaaaa.0123456789abcdef"}, 'a JWS signature in the cluster-info ConfigMap for token ID "aaaaaa"'),
-        ({"token": "abcdef.fedcba9876543210"}, "failed to get config map: Unauthorized"),
+        ({"token": "abcdef.fedcba9876543210"}, "failed to verify JWS signature of received cluster info object"),
         ({"pinned": "sha256:" + "0" * 64}, "none of the public keys"),
         ({"endpoint": "10.0.0.199:6443"}, "dial tcp 10.0.0.199:6443: connect: no route to host"),
     ],
@@ -223,3 +228,19 @@ def test_broken_yaml_is_said_so() -> None:
     """What is no YAML ends cloud-init."""
     with pytest.raises(joining.NotJoined, match="Failed loading yaml blob"):
         joining.join_of("#cloud-config\nruncmd: [unclosed\n", {})
+
+
+def test_expired_token_goes_and_with_it_its_signature() -> None:
+    """A token whose time has come is deleted; nobody can join by it any more."""
+
+    async def story() -> None:
+        async with worlds(old=True) as made:
+            await prepare(made)
+            data = base64.b64encode(b"2020-01-01T00:00:00Z").decode()
+            path = "/api/v1/namespaces/kube-system/secrets/bootstrap-token-abcdef"
+            await made.client.patch(path, {"data": {"expiration": data}})
+            await made.gone(path)
+            info = "/api/v1/namespaces/kube-public/configmaps/cluster-info"
+            await made.until(info, lambda item: list(item["data"]) == ["kubeconfig"])
+
+    asyncio.run(story())

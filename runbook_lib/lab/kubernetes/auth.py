@@ -6,8 +6,10 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import uuid
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from .rbac import Request
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 ISSUER = "https://kubernetes.default.svc"
+BOOTSTRAP = re.compile(r"[a-z0-9]{6}\.[a-z0-9]{16}")
 CREDENTIAL = "authentication.kubernetes.io/credential-id"
 
 
@@ -62,6 +65,9 @@ def verify(cluster: Cluster, token: str, audiences: list[str] | None = None) -> 
     known = cluster.tokens.get(token)
     if known is not None:
         return known, [ISSUER], ""
+    if BOOTSTRAP.fullmatch(token):
+        user = bootstrap_user(cluster, *token.split("."))
+        return (user, [ISSUER], "") if user else (None, [], "invalid bearer token")
     try:
         body, _, signature = token.rpartition(".")
         claims = json.loads(_unpack(body.split(".")[1]))
@@ -86,6 +92,29 @@ def verify(cluster: Cluster, token: str, audiences: list[str] | None = None) -> 
     name, groups = service_account(namespace, account["name"])
     user = User(name, groups, account["uid"], {CREDENTIAL: [f"JTI={claims['jti']}"]})
     return user, [a for a in given if a in (audiences or [ISSUER])], ""
+
+
+def bootstrap_user(cluster: Cluster, identifier: str, secret: str) -> User | None:
+    """Who a bootstrap token stands for, by its Secret in kube-system; None for one that is not known or has expired."""
+    from .cluster import User
+
+    stored = cluster.store.get("/secrets", ("kube-system", f"bootstrap-token-{identifier}"))
+    if stored is None or stored.obj.get("type") != "bootstrap.kubernetes.io/token":
+        return None
+    given = stored.obj.get("data") or {}
+    data = {key: base64.b64decode(value).decode(errors="replace") for key, value in given.items()}
+    if data.get("usage-bootstrap-authentication") != "true" or data.get("token-id") != identifier:
+        return None
+    if not hmac.compare_digest(data.get("token-secret", "").encode(), secret.encode()):
+        return None
+    try:
+        if datetime.fromisoformat(data["expiration"].replace("Z", "+00:00")).timestamp() < cluster.clock.now():
+            return None
+    except (KeyError, ValueError):
+        if "expiration" in data:
+            return None
+    extra = [group for group in data.get("auth-extra-groups", "").split(",") if group]
+    return User(f"system:bootstrap:{identifier}", ("system:bootstrappers", *extra, "system:authenticated"))
 
 
 def unauthorized() -> ApiError:

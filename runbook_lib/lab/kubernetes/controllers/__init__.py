@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import capmox, ccm, daemonsets, deployments, ipam, replicasets, scheduler, statefulsets
+from . import bootstrap_tokens, capmox, ccm, daemonsets, deployments, ipam, replicasets, scheduler, statefulsets
 from .client import KubeClient
 from .context import Clock, Context
 from .kubelet import Kubelets
@@ -16,6 +16,7 @@ from .processes import Processes, Program
 __all__ = ["Handles", "World", "start_all", "world"]
 
 MANAGERS: tuple[Callable[[Context], Coroutine[Any, Any, None]], ...] = (
+    bootstrap_tokens.run,
     deployments.run,
     replicasets.run,
     statefulsets.run,
