@@ -46,6 +46,8 @@ class Case:
     columns: Mapping[str, str] = field(default_factory=dict)  # key of Sample.seen → heading
     notes: Sequence[str] = ()
     repeats: int = 7
+    better: Mapping[str, str] = field(default_factory=dict)  # column → "more" or "less": what is compared, if not time
+    complete: Callable[[Case], Case] | None = None  # adds what takes long to prepare, like a peer's environment
 
 
 class Broken(RuntimeError):

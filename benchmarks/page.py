@@ -59,6 +59,8 @@ def verdict(case: Case, samples: Samples) -> list[str]:
     """How our first contender stands to each peer, also where it loses."""
     peers = [contender for contender in case.contenders if not contender.ours]
     first = next(contender for contender in case.contenders if contender.ours)
+    if case.better:
+        return [_compared(case, samples, first.name, peer.name, key) for peer in peers for key in case.better]
     mine = middle(samples[first.name])
     lines = []
     for peer in peers:
@@ -66,6 +68,13 @@ def verdict(case: Case, samples: Samples) -> list[str]:
         word = f"{ratio:.1f} times as fast as" if ratio >= 1 else f"{1 / ratio:.1f} times as slow as"
         lines.append(f"`{first.name}` is {word} {peer.name}.")
     return lines
+
+
+def _compared(case: Case, samples: Samples, mine: str, theirs: str, key: str) -> str:
+    own, other = middle(samples[mine], key), middle(samples[theirs], key)
+    ratio = (own / other if case.better[key] == "more" else other / own) if own and other else math.nan
+    word = f"{ratio:.1f} times as good as" if ratio >= 1 else f"{1 / ratio:.1f} times as bad as"
+    return f"{case.columns[key]}: `{mine}` is {word} {theirs}."
 
 
 def spread(samples: Sequence[Sample], key: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import page
+from benchmarks import page, peers, proxmox_lab
 from benchmarks.__main__ import CASES
 from benchmarks.measure import Broken, Case, Contender, Sample, command, take_turns
 
@@ -37,6 +38,34 @@ def test_a_table_shows_median_and_spread() -> None:
 def test_a_loss_is_told() -> None:
     """The slower side is called slower, also when it is ours."""
     assert page.verdict(_case(), SAMPLES) == ["`ours` is 2.0 times as slow as theirs."]
+
+
+def test_a_case_may_compare_more_than_time() -> None:
+    """Every column is told by itself, also where the peer is ahead."""
+    samples = {
+        "ours": [Sample(1.0, 1.0, {"rate": 10.0, "memory": 30.0})],
+        "theirs": [Sample(9.0, 1.0, {"rate": 5.0, "memory": 10.0})],
+    }
+    case = replace(_case(), columns={"rate": "per s", "memory": "MB"}, better={"rate": "more", "memory": "less"})
+    assert page.verdict(case, samples) == [
+        "per s: `ours` is 2.0 times as good as theirs.",
+        "MB: `ours` is 3.0 times as bad as theirs.",
+    ]
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_a_peer_stands_beside_where_it_can_be_installed(found: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it cannot, the case says so and measures ours alone."""
+    monkeypatch.setattr(proxmox_lab, "python_with", lambda package: Path(sys.executable) if found else None)
+    case = proxmox_lab.completed(proxmox_lab.case())
+    assert [contender.name for contender in case.contenders] == ["runbook lab", *(["fakepve"] if found else [])]
+    assert any("could not be installed" in note for note in case.notes) is not found
+
+
+def test_a_peer_that_cannot_be_installed_is_none(tmp_path: Path) -> None:
+    """And leaves nothing behind that would pass for it the next time."""
+    (tmp_path / "nowhere").write_text("a file where a folder is wanted")
+    assert peers.python_with("fakepve", folder=tmp_path / "nowhere") is None
 
 
 def test_contenders_take_turns() -> None:
