@@ -24,7 +24,7 @@ MANAGERS: tuple[Callable[[Context], Coroutine[Any, Any, None]], ...] = (
 )
 """What the controller manager runs on every cluster: functions of a Context."""
 
-PROGRAMS: tuple[Program, ...] = (*capmox.PROGRAMS, *ccm.PROGRAMS, *ipam.PROGRAMS)
+PROGRAMS: tuple[Program, ...] = (*capi.PROGRAMS, *capmox.PROGRAMS, *ccm.PROGRAMS, *ipam.PROGRAMS)
 """What runs as containers do, by their image."""
 
 

@@ -221,7 +221,9 @@ def _judge_old(
                 "ControlPlaneInitialized", "WaitingForControlPlaneProviderInitialized",
                 "Waiting for control plane provider to indicate the control plane has been initialized", severity="Info",
             )  # fmt: skip
-    elif not initialized:
+    elif initialized:
+        judged.mark("ControlPlaneInitialized")
+    else:
         judged.mark(
             "ControlPlaneInitialized", "MissingNodeRef",
             "Waiting for the first control plane machine to have its status.nodeRef set", severity="Info",
