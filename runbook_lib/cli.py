@@ -340,6 +340,9 @@ def lab_up(
         Path | None,
         typer.Option(help="A folder of CustomResourceDefinitions to serve as well.", show_default=False),
     ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="What looks random follows it: same seed, same run.", show_default="1")
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Start the lab, or go on with the one that is up, and tell how to reach it.
@@ -355,6 +358,7 @@ def lab_up(
         proxmox_port=proxmox_port,
         kubernetes_port=kubernetes_port,
         crds=crds,
+        seed=seed,
     )
     _print_connection(up, json_)
 
