@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import bootstrap_tokens, capmox, ccm, daemonsets, deployments, ipam, replicasets, scheduler, statefulsets
+from . import bootstrap_tokens, capi, capmox, ccm, daemonsets, deployments, ipam, replicasets, scheduler, statefulsets
 from .client import KubeClient
 from .context import Clock, Context
 from .kubelet import Kubelets
