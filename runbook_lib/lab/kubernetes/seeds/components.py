@@ -30,6 +30,7 @@ class Part:
     services: tuple[tuple[str, int], ...] = ()  # (name, port); a port below zero makes the Service headless
     volume_gib: int = 0  # a StatefulSet's claim per replica
     critical: bool = False  # system-node-critical
+    rolling: Mapping[str, str] = field(default_factory=dict)  # maxSurge and maxUnavailable other than the defaults
 
     @property
     def selector(self) -> dict[str, str]:
@@ -168,6 +169,7 @@ def _network(v: Mapping[str, str]) -> list[Release]:
                     nodes="control-plane",
                     host=True,
                     critical=True,
+                    rolling={"maxSurge": "0%", "maxUnavailable": "100%"},
                     services=(("kube-ovn-controller", 10660),),
                 ),
                 _deployment(

@@ -23,7 +23,7 @@ from typing import Any
 
 from .objects import Object, Times, condition, merge, set_condition, suffix, thing, uid
 from .pods import put_in_state
-from .workloads import milli
+from .workloads import follow, milli
 
 Edit = Mapping[str, Any]
 
@@ -75,6 +75,8 @@ def _objects(objects: list[Object], pattern: Mapping[str, Any], edit: Edit, time
             item[key] = value
         for entry in edit.get("conditions", ()):
             set_condition(item, {"lastTransitionTime": times.ago(2400), **entry})
+        if "template" in edit.get("merge", {}).get("spec", {}):
+            objects = objects + follow(item, objects, times)
     return objects
 
 
@@ -124,6 +126,8 @@ def _dead_pods(objects: list[Object], pattern: Mapping[str, Any], edit: Edit, ti
 def _event(objects: list[Object], pattern: Mapping[str, Any], edit: Edit, times: Times) -> list[Object]:
     events = []
     for item in _chosen(objects, pattern):
+        if item["kind"] == "ReplicaSet" and not item["spec"]["replicas"]:
+            continue  # nothing befalls what a roll-out has left
         metadata = item["metadata"]
         about = {
             "apiVersion": item["apiVersion"],

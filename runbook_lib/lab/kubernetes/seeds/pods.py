@@ -46,7 +46,7 @@ def pod(
 
 
 def pod_spec(part: Part) -> Object:
-    """The pod template's spec of a part, defaults filled in as the API server does."""
+    """A pod's spec, defaults filled in as the API server does."""
     spec: Object = {
         "containers": [
             _container(part.name, part.image, part),
@@ -73,6 +73,17 @@ def pod_spec(part: Part) -> Object:
     if part.nodes == "control-plane":
         spec["nodeSelector"] = {"node-role.kubernetes.io/control-plane": ""}
     return spec
+
+
+def template_spec(part: Part) -> Object:
+    """The pod template's spec of a part: what the API server adds to pods alone is not in it."""
+    spec = {key: value for key, value in pod_spec(part).items() if key not in _OF_PODS}
+    if not _tolerates_all(part):
+        del spec["tolerations"]
+    return spec
+
+
+_OF_PODS = frozenset({"enableServiceLinks", "preemptionPolicy", "priority", "serviceAccount", "serviceAccountName"})
 
 
 def _container(name: str, image: str, part: Part | None) -> Object:
@@ -102,12 +113,16 @@ def _container(name: str, image: str, part: Part | None) -> Object:
 
 
 def _tolerations(part: Part) -> list[Object]:
-    if part.kind == "DaemonSet" or part.host:
+    if _tolerates_all(part):
         return [{"operator": "Exists"}]
     return [
         {"effect": "NoExecute", "key": f"node.kubernetes.io/{key}", "operator": "Exists", "tolerationSeconds": 300}
         for key in ("not-ready", "unreachable")
     ]
+
+
+def _tolerates_all(part: Part) -> bool:
+    return part.kind == "DaemonSet" or part.host
 
 
 def _volumes(claims: Iterable[Object]) -> Object:

@@ -8,9 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import defaults
+from ..controllers import daemonsets, deployments, replicasets, revisions, statefulsets
+from ..controllers.pods_of import controller_of, is_active
 from .components import Part
-from .objects import Object, Times, condition, set_condition, stamp, suffix, thing, uid
-from .pods import is_ready, pod, pod_spec
+from .objects import Object, Times, condition, stamp, suffix, thing, uid
+from .pods import is_ready, pod, template_spec
 
 CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
 
@@ -59,6 +62,8 @@ class Body:
         """The machines a part may run on."""
         if part.nodes == "control-plane":
             return [machine for machine in self.machines if machine.role == "control-plane"]
+        if part.kind == "DaemonSet":  # it tolerates every taint
+            return self.machines
         if part.nodes == "any":  # a pod without tolerations keeps off tainted nodes
             return [m for m in self.machines if not any(t.get("effect") in _REPELS for t in m.taints)] or self.machines
         return self.machines
@@ -170,9 +175,9 @@ def _workload_objects(
     namespace: str, part: Part, times: Times, labels: Mapping[str, str]
 ) -> tuple[Object, Object, dict[str, str], list[Object]]:
     """(the workload, the owner of its pods, labels its pods get besides, the objects to add)."""
-    revision = suffix(f"{namespace}/{part.name}/template", 10)
     common: dict[str, Any] = {"created": times.born, "labels": {**part.selector, **labels}, "generation": 1}
-    template = {"metadata": {"labels": part.selector}, "spec": pod_spec(part)}
+    # With every default, as the API server keeps it: revisions hold the template word for word.
+    template = {"metadata": {"labels": part.selector}, "spec": defaults.pod_spec(template_spec(part))}
     selector = {"matchLabels": part.selector}
     if part.kind == "Deployment":
         deployment = thing(
@@ -181,40 +186,23 @@ def _workload_objects(
             part.name,
             namespace,
             **common,
-            annotations={"deployment.kubernetes.io/revision": "1"},
+            annotations={deployments.REVISION: "1"},
             spec={
                 "replicas": part.replicas,
                 "selector": selector,
                 "template": template,
-                "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}},
+                "strategy": {"type": "RollingUpdate", "rollingUpdate": {**_ROLLING, **part.rolling}},
                 "revisionHistoryLimit": 10,
                 "progressDeadlineSeconds": 600,
             },
         )
-        hashed = {**part.selector, "pod-template-hash": revision}
-        replica_set = thing(
-            "apps/v1",
-            "ReplicaSet",
-            f"{part.name}-{revision}",
-            namespace,
-            created=times.born,
-            labels=hashed,
-            generation=1,
-            owner=deployment,
-            annotations={
-                "deployment.kubernetes.io/revision": "1",
-                "deployment.kubernetes.io/desired-replicas": str(part.replicas),
-            },
-            spec={
-                "replicas": part.replicas,
-                "selector": {"matchLabels": hashed},
-                "template": {"metadata": {"labels": hashed}, "spec": pod_spec(part)},
-            },
-        )
-        return deployment, replica_set, {"pod-template-hash": revision}, [deployment, replica_set]
+        replica_set = _completed(deployments.made_set(deployment, (), 1), times.born)
+        hashed = {deployments.HASH: replica_set["metadata"]["labels"][deployments.HASH]}
+        return deployment, replica_set, hashed, [deployment, replica_set]
     spec: Object = {"selector": selector, "template": template, "revisionHistoryLimit": 10}
     if part.kind == "DaemonSet":
         spec["updateStrategy"] = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+        common["annotations"] = {daemonsets.GENERATION: "1"}
     else:
         spec |= {
             "replicas": part.replicas,
@@ -222,8 +210,72 @@ def _workload_objects(
             "podManagementPolicy": "OrderedReady",
             "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 0}},
         }
+        if part.volume_gib:
+            spec["volumeClaimTemplates"] = [_claim_template(part)]
     item = thing("apps/v1", part.kind, part.name, namespace, **common, spec=spec)
-    return item, item, {"controller-revision-hash": revision}, [item]
+    revision = _completed(revisions.made_revision(item, 1), times.born)
+    if part.kind == "DaemonSet":
+        hashed = {revisions.LABEL: revisions.hash_of(revision), daemonsets.GENERATION_LABEL: "1"}
+    else:  # a set's pods carry the revision's whole name
+        hashed = {revisions.LABEL: revision["metadata"]["name"]}
+    return item, item, hashed, [item, revision]
+
+
+_ROLLING = {"maxSurge": "25%", "maxUnavailable": "25%"}
+
+
+def _completed(item: Object, created: str) -> Object:
+    """What a controller would create, as the API server keeps it."""
+    metadata = item["metadata"]
+    known = uid(item["kind"], metadata["namespace"], metadata["name"])
+    generation = {} if item["kind"] == "ControllerRevision" else {"generation": 1}
+    return {**item, "metadata": {**metadata, "uid": known, "creationTimestamp": created, **generation}}
+
+
+def follow(item: Object, objects: Iterable[Object], times: Times) -> list[Object]:
+    """The ReplicaSet that an edited Deployment got long ago, when it has none of its template; sizes others.
+
+    It never had a pod: whoever edits a template in a scenario says what became of it.
+    """
+    sets = [
+        entry for entry in objects if entry["kind"] == "ReplicaSet" and _owner_uid(entry) == item["metadata"]["uid"]
+    ]
+    if item["kind"] != "Deployment" or deployments.new_set(item, sets) is not None:
+        return []
+    revision = max((deployments.revision_of(entry) for entry in sets), default=0) + 1
+    made = _completed(deployments.made_set(item, sets, revision), times.ago(2700))
+    made["status"] = {"replicas": 0, "observedGeneration": 1}
+    sets.append(made)
+    item["metadata"]["annotations"][deployments.REVISION] = str(revision)
+    while True:
+        sizes = deployments.shrink_old(item, sets, made)
+        size = deployments.size_of_new(item, sets, made)
+        if not sizes and size == made["spec"]["replicas"]:
+            return [made]
+        for entry in sets:
+            if entry["metadata"]["name"] in sizes:
+                entry["spec"]["replicas"] = sizes[entry["metadata"]["name"]]
+                entry["metadata"]["generation"] = entry["metadata"].get("generation", 1) + 1
+        made["spec"]["replicas"] = deployments.size_of_new(item, sets, made)
+
+
+def _owner_uid(item: Object) -> str:
+    return str((controller_of(item) or {}).get("uid", ""))
+
+
+def _claim_template(part: Part) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "data"},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": f"{part.volume_gib}Gi"}},
+            "storageClassName": "replicated",
+            "volumeMode": "Filesystem",
+        },
+        "status": {"phase": "Pending"},
+    }
 
 
 def _claims(namespace: str, part: Part, position: int, times: Times) -> list[Object]:
@@ -463,16 +515,38 @@ def derive(objects: list[Object], times: Times) -> list[Object]:
     """
     pods = [item for item in objects if item["kind"] == "Pod"]
     owned: dict[str, list[Object]] = defaultdict(list)
-    for item in pods:
-        for owner in item["metadata"].get("ownerReferences", ()):
-            owned[owner["uid"]].append(item)
-    for item in objects:
-        if item["kind"] in {"ReplicaSet", "DaemonSet", "StatefulSet"}:
-            _count(item, owned[item["metadata"]["uid"]])
     sets: dict[str, list[Object]] = defaultdict(list)
+    revised: dict[str, Object] = {}
     for item in objects:
+        if item["kind"] == "Pod":
+            owned[_owner_uid(item)].append(item)
+        elif item["kind"] == "ReplicaSet":
+            sets[_owner_uid(item)].append(item)
+        elif item["kind"] == "ControllerRevision":
+            revised[_owner_uid(item)] = item
+    machines = [item for item in objects if item["kind"] == "Node"]
+    failures = {
+        item["involvedObject"]["uid"]: item["message"]
+        for item in objects
+        if item["kind"] == "Event" and item["reason"] == "FailedCreate"
+    }
+    for item in objects:
+        key = item["metadata"].get("uid", "")
         if item["kind"] == "ReplicaSet":
-            sets[item["metadata"]["ownerReferences"][0]["uid"]].append(item)
+            alive = [entry for entry in owned[key] if is_active(entry)]
+            said = failures.get(key, "").removeprefix("Error creating: ")
+            ready = sum(1 for entry in alive if is_ready(entry))
+            item["status"] = replicasets.status_of(
+                item, alive, ready, stamp=times.ago(2400), refusal=said, why="FailedCreate"
+            )
+        elif item["kind"] == "DaemonSet":
+            fine = {entry["metadata"]["uid"] for entry in owned[key]}
+            letters = revisions.hash_of(revised[key])
+            item["status"] = daemonsets.status_of(item, machines, owned[key], letters, fine)
+        elif item["kind"] == "StatefulSet":
+            name = revised[key]["metadata"]["name"]
+            ready = sum(1 for entry in owned[key] if is_ready(entry))
+            item["status"] = statefulsets.status_of(item, owned[key], ready, current=name, update=name)
     for item in objects:
         if item["kind"] == "Deployment":
             _roll_up(item, sets[item["metadata"]["uid"]], times)
@@ -488,71 +562,22 @@ def _alive(items: Iterable[Object]) -> list[Object]:
     return [item for item in items if item["status"].get("phase") not in {"Failed", "Succeeded"}]
 
 
-def _count(item: Object, pods: list[Object]) -> None:
-    alive = _alive(pods)
-    ready = sum(1 for entry in alive if is_ready(entry))
-    kind = item["kind"]
-    if kind == "DaemonSet":
-        item["status"] = {
-            "currentNumberScheduled": len(alive),
-            "desiredNumberScheduled": len(pods),
-            "numberAvailable": ready,
-            "numberMisscheduled": 0,
-            "numberReady": ready,
-            "numberUnavailable": len(pods) - ready,
-            "observedGeneration": 1,
-            "updatedNumberScheduled": len(alive),
-        }
-        return
-    counts: Object = {
-        "replicas": len(alive),
-        "readyReplicas": ready,
-        "availableReplicas": ready,
-        "observedGeneration": 1,
-    }
-    if kind == "StatefulSet":
-        revision = f"{item['metadata']['name']}-{suffix(item['metadata']['uid'], 10)}"
-        counts |= {
-            "currentReplicas": len(alive),
-            "updatedReplicas": len(alive),
-            "currentRevision": revision,
-            "updateRevision": revision,
-            "collisionCount": 0,
-        }
-    else:
-        counts["fullyLabeledReplicas"] = len(alive)
-    item["status"] = {
-        key: value for key, value in counts.items() if value != 0 or key in {"replicas", "collisionCount"}
-    }
-
-
 def _roll_up(item: Object, sets: list[Object], times: Times) -> None:
-    wanted = item["spec"]["replicas"]
-    have = sum(entry["status"].get("replicas", 0) for entry in sets)
-    ready = sum(entry["status"].get("readyReplicas", 0) for entry in sets)
-    status: Object = {"observedGeneration": item["metadata"]["generation"], "replicas": have, "updatedReplicas": have}
-    if ready:
-        status |= {"readyReplicas": ready, "availableReplicas": ready}
-    if ready < wanted:
-        status["unavailableReplicas"] = wanted - ready
-    item["status"] = status
-    enough = ready >= wanted - wanted // 4
-    at = times.settled if enough else times.ago(2400)
+    new = deployments.new_set(item, sets)
+    item["status"] = {}
+    status = deployments.status_of(item, sets, new, stamp=times.settled)
+    if status["conditions"][0]["status"] == "False":
+        status = deployments.status_of(item, sets, new, stamp=times.ago(2400))
+    rolled = new is None or len(sets) == 1
+    name = (new or item)["metadata"]["name"]
     words = (
-        ("MinimumReplicasAvailable", "Deployment has minimum availability.")
-        if enough
-        else ("MinimumReplicasUnavailable", "Deployment does not have minimum availability.")
+        ("True", "NewReplicaSetAvailable", f'ReplicaSet "{name}" has successfully progressed.')
+        if rolled
+        else ("False", "ProgressDeadlineExceeded", f'ReplicaSet "{name}" has timed out progressing.')
     )
-    set_condition(item, {**condition("Available", enough, *words, at=at), "lastUpdateTime": at})
-    replica_set = sets[0]["metadata"]["name"] if sets else item["metadata"]["name"]
-    progressing = condition(
-        "Progressing",
-        True,
-        "NewReplicaSetAvailable",
-        f'ReplicaSet "{replica_set}" has successfully progressed.',
-        at=times.settled,
-    )
-    set_condition(item, {**progressing, "lastUpdateTime": times.settled})
+    at = times.settled if rolled else times.ago(1800)
+    status["conditions"].append(deployments.condition("Progressing", *words, stamp=at))
+    item["status"] = deployments.failure_of(status, sets, new)
 
 
 def _endpoints(service: Object, pods: Mapping[str, list[Object]], times: Times) -> Iterator[Object]:
