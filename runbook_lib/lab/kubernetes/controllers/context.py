@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from .client import Cache, KubeClient, Object, Refused
+from .machines import Machines
 from .network import View, World
 from .policies import Policies
 
@@ -53,9 +54,13 @@ class Context:
     clock: Clock
     world: World
     seed: int = 1
+    machines: Machines = field(init=False)
     _caches: dict[str, Cache] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _names: Any = field(default_factory=itertools.count)
+
+    def __post_init__(self) -> None:
+        self.machines = Machines.with_faults(self.world.node_faults)
 
     def cache(self, path: str) -> Cache:
         """The shared cache of a resource, by its list path over all namespaces; it runs from the first asking on."""

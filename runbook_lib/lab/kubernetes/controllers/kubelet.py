@@ -1,59 +1,60 @@
-"""The kubelets of all nodes: pods from Pending to their end, image pulls, logs, deletion, heartbeats.
+"""The kubelets of all nodes: which pods live where, what the API server asks of them, and machines that come and go.
 
-A pod that a scenario seeded with a status of its own is left as it is until someone deletes it.
+A pod that a scenario seeded with a status of its own is left as it is until someone deletes it or its node dies.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
-
-from .client import MERGE, STRATEGIC, Key, Object, Refused, key_of
+from . import heartbeats, node_pressure, pod_status, volumes
+from .client import STRATEGIC, Cache, Key, Object, Refused, key_of
+from .container_logs import Logs, seeded
 from .context import Context
-from .network import Outcome, connect, ready_nodes_of
+from .files import Disks, Files, Keep
+from .images import pull_failure
+from .network import Outcome, connect
+from .pod_life import PodLife
 from .processes import Processes
 from .programs import Ended, Place, Runs, execute
 from .programs import run as run_program
 
 log = logging.getLogger(__name__)
 
-LEASE_SECONDS = 10.0
-PULL_SECONDS = 1.5
-SANDBOX_SECONDS = 0.5
-BACK_OFF_FIRST, BACK_OFF_MOST = 10.0, 300.0
-KNOWN_REGISTRIES = frozenset(
-    {"docker.io", "registry.k8s.io", "ghcr.io", "quay.io", "gcr.io", "public.ecr.aws", "mirror.gcr.io"}
-)
-_PULL_FAILURES = {
-    "timeout": "dial tcp: i/o timeout",
-    "denied": (
-        "pull access denied, repository does not exist or may require authorization: "
-        "authorization failed: no basic auth credentials"
-    ),
-    "missing": "not found",
-    "unknown": "dial tcp: lookup {host}: no such host",
+CACHES = {
+    "PersistentVolumeClaim": "/api/v1/persistentvolumeclaims",
+    "PersistentVolume": "/api/v1/persistentvolumes",
+    "Secret": "/api/v1/secrets",
+    "ConfigMap": "/api/v1/configmaps",
+    "CSIDriver": "/apis/storage.k8s.io/v1/csidrivers",
+    "VolumeAttachment": "/apis/storage.k8s.io/v1/volumeattachments",
 }
+"""What pods wait for."""
+MIRROR = "kubernetes.io/config.mirror"
 
 
 @dataclass
 class Kubelets:
-    """Every node's kubelet. `logs` holds what containers wrote, by (namespace, pod, container).
+    """Every node's kubelet.
 
     `shortest_deadline` is in real seconds: requests take real time, however fast the lab's clock runs.
     """
 
     context: Context
     processes: Processes
-    logs: dict[tuple[str, str, str], list[tuple[str, str]]] = field(default_factory=dict)
+    logs: Logs = field(default_factory=Logs)
+    disks: Disks = field(default_factory=Disks)
     shortest_deadline: float = 5.0
+    lives: dict[str, PodLife] = field(default_factory=dict)
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _images: set[tuple[str, str]] = field(default_factory=set)
+    _by_node: dict[str, dict[str, Object]] = field(default_factory=dict)
+    _addresses: dict[str, str] = field(default_factory=dict)
+    _silent: set[str] = field(default_factory=set)
     _next_address: int = 0
 
     # -- what the API server asks its kubelets ---------------------------------------------------
@@ -62,16 +63,8 @@ class Kubelets:
         """The log of one container as the log endpoint answers; None for a pod that never ran here."""
         pod = self.context.pods.items.get((namespace, name))
         container = options.get("container") or (pod["spec"]["containers"][0]["name"] if pod else "")
-        lines = self.logs.get((namespace, name, container))
-        if lines is None:
-            return _seeded_log(pod, container) if pod else None
-        if options.get("previous") in {"true", "1"}:
-            return ""
-        chosen = lines[-int(options["tailLines"]) :] if options.get("tailLines", "").isdigit() else lines
-        stamped = options.get("timestamps") in {"true", "1"}
-        text = "".join(f"{when} {line}\n" if stamped else f"{line}\n" for when, line in chosen)
-        limit = options.get("limitBytes", "")
-        return text[: int(limit)] if limit.isdigit() else text
+        text = self.logs.read((namespace, name, container), options)
+        return seeded(pod, container) if text is None and pod else text
 
     async def pod_exec(
         self, namespace: str, name: str, command: list[str], container: str = ""
@@ -81,272 +74,250 @@ class Kubelets:
             pod = await self.context.client.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
         except Refused as error:
             return "", error.message, 1
-        if pod["status"].get("phase") != "Running":
+        entries = [*pod["spec"]["containers"], *(pod["spec"].get("initContainers") or ())]
+        named = {entry["name"]: entry for entry in entries}
+        chosen = named.get(container) or entries[0]
+        rows = (*(pod["status"].get("containerStatuses") or ()), *(pod["status"].get("initContainerStatuses") or ()))
+        alive = any(row["name"] == chosen["name"] and "running" in row["state"] for row in rows)
+        if not alive or not self.serves(pod["spec"].get("nodeName", "")):
             return "", f"cannot exec into a container of {namespace}/{name}: it is not running", 1
-        names = {entry["name"]: entry for entry in pod["spec"]["containers"]}
-        chosen = names.get(container) or pod["spec"]["containers"][0]
-        result = await execute(command, self._place(pod, chosen))
+        life = self.lives.get(pod["metadata"]["uid"]) or PodLife(self, pod)
+        code, out, err = await self.execute(life, chosen, command)
+        return out, err, code
+
+    async def execute(self, life: PodLife, container: Object, words: list[str]) -> tuple[int, str, str]:
+        """(exit code, standard output, standard error) of a command beside the container's own process."""
+        result = await execute(words, await self.place(life, container))
         if isinstance(result, Runs):
-            return result.output, "", 0
-        return (result.output, "", 0) if result.code == 0 else ("", result.output, result.code)
+            return 0, result.output, ""
+        if result.streams:
+            return result.code, result.stdout, result.stderr
+        return (0, result.output, "") if result.code == 0 else (result.code, "", result.output)
 
     # -- life ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Serves pods until cancelled."""
         context = self.context
-        await context.synced()
+        held = {kind: context.cache(path) for kind, path in CACHES.items()}
+        await context.synced(context.pods, context.nodes, *held.values())
+        for node in context.nodes.items.values():
+            if _is_unknown(node):
+                self._silent.add(node["metadata"]["name"])
         for pod in list(context.pods.items.values()):
             self._changed("ADDED", pod)
-        context.pods.handlers.append(self._changed)
+        handlers = [(context.pods, self._changed), (context.nodes, self._node_changed)]
+        handlers += [(cache, self._source_changed) for cache in held.values()]
+        handlers += [(held["PersistentVolumeClaim"], self._claim_changed), (held["PersistentVolume"], self._gone)]
+        for cache, handler in handlers:
+            cache.handlers.append(handler)
+        context.machines.handlers.append(self._machine_changed)
+        self._pressed()
         try:
-            await self._heartbeats()
+            await heartbeats.run(context, self.serves)
         finally:
+            context.machines.handlers.remove(self._machine_changed)
+            for cache, handler in handlers:
+                cache.handlers.remove(handler)
             for task in self._tasks.values():
                 task.cancel()
 
     def serves(self, node: str) -> bool:
-        """Whether a kubelet is alive there: the node exists and did not stop reporting."""
-        item = self.context.nodes.items.get(("", node))
-        if item is None or self.context.world.node_faults.get(node) == "dead":
-            return False
-        return all(
-            entry["status"] != "Unknown" for entry in item["status"].get("conditions") or () if entry["type"] == "Ready"
-        )
+        """Whether a kubelet is alive there: the node exists, its machine runs, and it did not fall silent before."""
+        here = ("", node) in self.context.nodes.items
+        return here and self.context.machines.alive(node) and node not in self._silent
+
+    def pods_on(self, node: str) -> list[Object]:
+        """The pods that are bound to a node."""
+        return list(self._by_node.get(node, {}).values())
+
+    def newest(self, pod: Object) -> Object:
+        """The pod as the cache has it."""
+        found = self.context.pods.items.get(key_of(pod))
+        return found if found and found["metadata"]["uid"] == pod["metadata"]["uid"] else pod
 
     def _changed(self, kind: str, pod: Object) -> None:
-        uid, node = pod["metadata"].get("uid", ""), pod["spec"].get("nodeName", "")
+        uid, node = pod["metadata"].get("uid", ""), pod["spec"].get("nodeName", "") if "spec" in pod else ""
         if kind == "DELETED":
-            self._stop(uid)
-            namespace, name = key_of(pod)
-            for key in [key for key in self.logs if key[:2] == (namespace, name)]:
-                del self.logs[key]
+            self._deleted(pod, uid, node)
             return
-        if not node or not self.serves(node):
+        if not node:
+            return
+        self._by_node.setdefault(node, {})[uid] = pod
+        if life := self.lives.get(uid):
+            life.update(pod)
+        if not self.serves(node):
             return
         if "deletionTimestamp" in pod["metadata"]:
             if f"{uid}/ending" not in self._tasks:
-                self._stop(uid)
                 self._start(f"{uid}/ending", self._end(pod))
         elif uid not in self._tasks and _is_new(pod):
-            self._start(uid, self._live(pod))
-            if pod["spec"].get("activeDeadlineSeconds"):
-                self._start(f"{uid}/deadline", self._deadline(pod))
-        elif uid not in self._tasks and (running := self._running_programs(pod)):
-            self._start(uid, self._adopt(pod, running))
+            self._live(pod)
+        elif uid not in self._tasks and (programs := self._running_programs(pod)):
+            self._start(uid, self._adopt(pod, programs))
 
-    def _start(self, key: str, work: Any) -> None:
+    def _deleted(self, pod: Object, uid: str, node: str) -> None:
+        self._stop(uid)
+        self.lives.pop(uid, None)
+        self._addresses.pop(uid, None)
+        self._by_node.get(node, {}).pop(uid, None)
+        self.logs.forget(*key_of(pod))
+        self.disks.forget_pod(uid)
+        if "spec" in pod and _is_static(pod) and self.serves(node):
+            self._start(f"{uid}/mirror", self._mirror(pod))
+
+    def _live(self, pod: Object) -> None:
+        life = self.lives[pod["metadata"]["uid"]] = PodLife(self, pod)
+        self._start(life.uid, life.run())
+
+    def _start(self, key: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks[key] = task
         task.add_done_callback(lambda done: self._finished(key, done))
 
     def _finished(self, key: str, task: asyncio.Task[None]) -> None:
-        if key.endswith(("/ending", "/deadline")):
-            self._tasks.pop(key, None)
-        if not task.cancelled() and task.exception():
-            log.warning("kubelet: %s", task.exception())
+        if "/" in key and self._tasks.get(key) is task:
+            del self._tasks[key]
+        if not task.cancelled() and (error := task.exception()):
+            log.warning("kubelet: %s", key, exc_info=error)
 
     def _stop(self, uid: str) -> None:
-        for key in (uid, f"{uid}/deadline"):
-            if (task := self._tasks.pop(key, None)) and task is not asyncio.current_task():
-                task.cancel()
+        if (task := self._tasks.pop(uid, None)) and task is not asyncio.current_task():
+            task.cancel()
 
-    async def _deadline(self, pod: Object) -> None:
-        """Fails a pod that is still active when its deadline has passed."""
-        await asyncio.gather(
-            self.context.clock.sleep(pod["spec"]["activeDeadlineSeconds"]), asyncio.sleep(self.shortest_deadline)
-        )
-        now = self.context.pods.items.get(key_of(pod))
-        if now is None or now["status"].get("phase") not in {"Pending", "Running"}:
+    def fail(self, life: PodLife, reason: str, message: str, conditions: list[Object] | None = None) -> None:
+        """Nothing; a pod that is still active is stopped and has Failed for this reason."""
+        phase = self.newest(life.pod).get("status", {}).get("phase")
+        if phase in {"Succeeded", "Failed"}:
             return
-        self._stop(pod["metadata"]["uid"])
-        words = "Pod was active on the node longer than the specified deadline"
-        statuses = now["status"].get("containerStatuses") or []
-        conditions = _conditions(
-            now["status"].get("startTime") or self.context.stamp(), initialized=True, sandbox=False
-        )
-        status = {"phase": "Failed", "reason": "DeadlineExceeded", "message": words, "conditions": conditions}
-        await self._report(pod, {**status, "containerStatuses": statuses})
-        await self.context.event(
-            pod, "DeadlineExceeded", words, kind="Warning", component="kubelet", host=pod["spec"]["nodeName"]
-        )
+
+        async def work() -> None:
+            task = self._tasks.get(life.uid)
+            if task is not None:
+                task.cancel()
+            await life.fail(reason, message, conditions)
+
+        self._start(f"{life.uid}/failing", work())
 
     async def _end(self, pod: Object) -> None:
         """Stops the containers and confirms the deletion, as only a kubelet may."""
-        namespace, name = key_of(pod)
-        await self.context.clock.sleep(min(1.0, pod["metadata"].get("deletionGracePeriodSeconds", 1)))
-        path = f"/api/v1/namespaces/{namespace}/pods/{name}"
+        uid, (namespace, name) = pod["metadata"]["uid"], key_of(pod)
+        grace = float(pod["metadata"].get("deletionGracePeriodSeconds") or 0)
+        life = self.lives.get(uid)
+        if (task := self._tasks.get(uid)) is not None:
+            task.cancel()
+        if life is not None:
+            await life.end(grace)
+            if grace and life.statuses:
+                await life.report()
+        else:
+            await self.context.clock.sleep(min(1.0, grace))
         body = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
             "gracePeriodSeconds": 0,
-            "preconditions": {"uid": pod["metadata"]["uid"]},
+            "preconditions": {"uid": uid},
         }
+        while True:
+            try:
+                await self.context.client.delete(f"/api/v1/namespaces/{namespace}/pods/{name}", body)
+                return
+            except Refused as error:
+                log.debug("deleting %s/%s: %s", namespace, name, error)
+                if error.code in {404, 409}:
+                    return
+            except OSError as error:
+                log.debug("deleting %s/%s: %s", namespace, name, error)
+            await asyncio.sleep(0.5)
+
+    async def _mirror(self, pod: Object) -> None:
+        """Makes the pod of a static manifest again: the file on the node is what counts."""
+        namespace, name = key_of(pod)
+        kept = ("name", "namespace", "labels", "annotations", "ownerReferences")
+        metadata = {key: pod["metadata"][key] for key in kept if key in pod["metadata"]}
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod["spec"]}
         try:
-            await self.context.client.delete(path, body)
+            made = await self.context.client.create(f"/api/v1/namespaces/{namespace}/pods", body)
+            status = {key: value for key, value in pod["status"].items() if key != "qosClass"}
+            await self.report(made, status)
         except Refused as error:
-            log.debug("deleting %s/%s: %s", namespace, name, error)
+            log.debug("mirror pod %s/%s: %s", namespace, name, error)
 
-    async def _live(self, pod: Object) -> None:
-        """One pod from its binding to its end."""
-        context = self.context
-        node = pod["spec"]["nodeName"]
-        started = context.stamp()
-        base = self._base_status(pod, started)
-        waiting = [_waiting(container, "ContainerCreating") for container in pod["spec"]["containers"]]
-        await self._report(pod, {**base, "phase": "Pending", "containerStatuses": waiting})
-        await context.clock.sleep(SANDBOX_SECONDS)
-        told = ""
-        while trouble := self._sandbox_trouble(pod):
-            if trouble != told:  # a real kubelet repeats it and the event only counts up
-                await context.event(
-                    pod, "FailedCreatePodSandBox", trouble, kind="Warning", component="kubelet", host=node
+    async def report(self, pod: Object, status: Object) -> None:
+        """Returns once the pod's status is written; a pod that is gone or another one by now is not missed."""
+        namespace, name = key_of(pod)
+        body = {"metadata": {"uid": pod["metadata"]["uid"]}, "status": status}
+        for pause in (0.1, 0.5, 2.0, 0.0):
+            try:
+                await self.context.client.patch(
+                    f"/api/v1/namespaces/{namespace}/pods/{name}/status", body, content_type=STRATEGIC
                 )
-                told = trouble
-            await asyncio.gather(context.clock.sleep(15), asyncio.sleep(0.05))
-        address = {"podIP": self._address(pod)}
-        base |= {**address, "podIPs": [{"ip": address["podIP"]}]}
-        base["conditions"] = _conditions(started, initialized=True, sandbox=True)
-        for container in pod["spec"].get("initContainers") or ():
-            if not await self._pull(pod, container, base):
                 return
-            await run_program(container, self._place(pod, container))
-        for container in pod["spec"]["containers"]:
-            if not await self._pull(pod, container, base):
-                return
-        await asyncio.gather(*(self._contain(pod, container, base) for container in pod["spec"]["containers"]))
+            except Refused as error:
+                if error.code in {404, 409}:
+                    return
+                if error.code < 429 or not pause:
+                    log.warning("status of %s/%s: %s", namespace, name, error)
+                    return
+            except OSError as error:
+                log.debug("status of %s/%s: %s", namespace, name, error)
+            await asyncio.sleep(pause)
 
-    def _base_status(self, pod: Object, started: str) -> Object:
-        node = self.context.nodes.items[("", pod["spec"]["nodeName"])]
-        address = next((e["address"] for e in node["status"]["addresses"] if e["type"] == "InternalIP"), "")
-        return {
-            "hostIP": address,
-            "hostIPs": [{"ip": address}],
-            "startTime": started,
-            "conditions": _conditions(started, initialized=True, sandbox=False),
-        }
+    # -- what a pod's life needs -----------------------------------------------------------------
 
-    def _sandbox_trouble(self, pod: Object) -> str:
-        """Why no sandbox can be made on that node right now; empty when one can."""
-        node, uid = pod["spec"]["nodeName"], pod["metadata"]["uid"]
-        fault = self.context.world.node_faults.get(node)
-        head = "Failed to create pod sandbox: rpc error: code = Unknown desc = "
-        if fault == "runtime":
-            return (
-                head
-                + "failed to create containerd task: failed to create shim task: container.Runtime.Name must be set"
-            )
-        if pod["spec"].get("hostNetwork"):
-            return ""
-        pods = self.context.pods.items.values()
-        ovn, cilium = ready_nodes_of(pods, "app", "kube-ovn-cni"), ready_nodes_of(pods, "k8s-app", "cilium")
-        head += f'failed to setup network for sandbox "{_digest(uid)}": plugin type='
-        if fault == "network" or (ovn is not None and node not in ovn):
-            return head + (
-                '"kube-ovn" failed (add): RPC failed; request ip return 502 dial unix '
-                "/run/openvswitch/kube-ovn-daemon.sock: connect: no such file or directory"
-            )
-        if ready_nodes_of(pods, "app", "kube-ovn-controller") == set():  # nobody hands out addresses
-            return head + '"kube-ovn" failed (add): RPC failed; request ip return 500 no address allocated to pod'
-        if cilium is not None and node not in cilium:
-            return head + (
-                '"cilium-cni" failed (add): unable to connect to Cilium agent: dial unix '
-                "/var/run/cilium/cilium.sock: connect: no such file or directory"
-            )
-        return ""
+    def find(self, kind: str, namespace: str, name: str) -> Object | None:
+        """An object that pods wait for, from the cache."""
+        return self.context.cache(CACHES[kind]).items.get((namespace, name))
 
-    def _address(self, pod: Object) -> str:
-        if pod["spec"].get("hostNetwork"):
-            return str(self._base_status(pod, "")["hostIP"])
+    def attachments(self, volume: str) -> list[Object]:
+        """The VolumeAttachments of a PersistentVolume."""
+        rows = self.context.cache(CACHES["VolumeAttachment"]).items.values()
+        return [row for row in rows if row["spec"]["source"].get("persistentVolumeName") == volume]
+
+    def address_of(self, node: str) -> str:
+        """The node's InternalIP, empty when it has none."""
+        status = self.context.nodes.items.get(("", node), {}).get("status", {})
+        return next((e["address"] for e in status.get("addresses") or () if e["type"] == "InternalIP"), "")
+
+    def new_address(self, pod: Object) -> str:
+        """An address of the pods' network that nobody has; the pod's own if it has one."""
+        uid = pod["metadata"]["uid"]
+        if uid in self._addresses:
+            return self._addresses[uid]
+        given = (pod["metadata"].get("annotations") or {}).get("ovn.kubernetes.io/ip_address")
+        if given:
+            return str(given)
         taken = {item.get("status", {}).get("podIP") for item in self.context.pods.items.values()}
+        taken |= set(self._addresses.values())
         while True:
             self._next_address += 1
             number = 128 * 254 + self._next_address
             address = f"10.244.{number // 254 % 256}.{number % 254 + 1}"
             if address not in taken:
+                self._addresses[uid] = address
                 return address
 
-    async def _pull(self, pod: Object, container: Object, base: Object) -> bool:
-        """Whether the image came. A failing pull is tried again with growing pauses, until the pod is deleted."""
-        context, image, node = self.context, container["image"], pod["spec"]["nodeName"]
-        present = (node, image) in self._images
-        if present and container.get("imagePullPolicy") != "Always":
-            said = f'Container image "{image}" already present on machine'
-            await context.event(pod, "Pulled", said, component="kubelet", host=node)
-            return True
-        pause = BACK_OFF_FIRST
-        while True:
-            await context.event(pod, "Pulling", f'Pulling image "{image}"', component="kubelet", host=node)
-            await context.clock.sleep(PULL_SECONDS)
-            failure = pull_failure(image, context.world.registries)
-            if not failure:
-                self._images.add((node, image))
-                said = (
-                    f'Successfully pulled image "{image}" in 1.5s (1.5s including waiting). Image size: 51105200 bytes.'
-                )
-                await context.event(pod, "Pulled", said, component="kubelet", host=node)
-                return True
-            if container.get("imagePullPolicy") == "Never":
-                failure = f'Container image "{image}" is not present with pull policy of Never'
-            await self._pull_failed(pod, container, base, "ErrImagePull", failure)
-            await context.event(pod, "Failed", f'Failed to pull image "{image}": {failure}', kind="Warning",
-                                component="kubelet", host=node)  # fmt: skip
-            await context.clock.sleep(1.0)
-            said = f'Back-off pulling image "{image}": ErrImagePull: {failure}'
-            await self._pull_failed(pod, container, base, "ImagePullBackOff", said)
-            await context.clock.sleep(pause)
-            pause = min(pause * 2, BACK_OFF_MOST)
+    def has_image(self, node: str, image: str) -> bool:
+        """Whether the node has pulled the image."""
+        return (node, image) in self._images
 
-    async def _pull_failed(self, pod: Object, container: Object, base: Object, reason: str, message: str) -> None:
-        statuses = [
-            _waiting(entry, reason, message) if entry is container else _waiting(entry, "ContainerCreating")
-            for entry in pod["spec"]["containers"]
-        ]
-        await self._report(pod, {**base, "phase": "Pending", "containerStatuses": statuses})
+    def keep_image(self, node: str, image: str) -> None:
+        """Nothing; the node has the image from now on."""
+        self._images.add((node, image))
 
-    async def _contain(self, pod: Object, container: Object, base: Object) -> None:
-        """One container's processes, restarted as the policy says."""
-        context, node = self.context, pod["spec"]["nodeName"]
-        policy = pod["spec"].get("restartPolicy", "Always")
-        restarts, pause = 0, BACK_OFF_FIRST
-        last: Object = {}
-        while True:
-            begun = context.stamp()
-            await context.event(
-                pod, "Created", f"Created container: {container['name']}", component="kubelet", host=node
-            )
-            await context.event(
-                pod, "Started", f"Started container {container['name']}", component="kubelet", host=node
-            )
-            identity = "containerd://" + _digest(f"{pod['metadata']['uid']}/{container['name']}/{restarts}")
-            seen = {"containerID": identity, "restartCount": restarts, "lastState": last}
-            await self._set(pod, container, base, {**seen, "state": {"running": {"startedAt": begun}}}, running=True)
-            result = await self._run_container(pod, container)
-            self._write(pod, container, result.output)
-            if isinstance(result, Runs):
-                return
-            await context.clock.sleep(result.seconds)
-            ended = _terminated(result, begun, context.stamp(), identity)
-            if policy == "Never" or (policy == "OnFailure" and result.code == 0):
-                await self._set(pod, container, base, {**seen, "state": {"terminated": ended}}, running=False)
-                return
-            last = {"terminated": ended}
-            said = (
-                f"back-off {int(pause)}s restarting failed container={container['name']} "
-                f"pod={pod['metadata']['name']}_{pod['metadata']['namespace']}({pod['metadata']['uid']})"
-            )
-            crash = {"waiting": {"reason": "CrashLoopBackOff", "message": said}}
-            await self._set(pod, container, base, {**seen, "lastState": last, "state": crash}, running=False)
-            await context.event(pod, "BackOff", f"Back-off restarting failed container {container['name']}",
-                                kind="Warning", component="kubelet", host=node)  # fmt: skip
-            await context.clock.sleep(pause)
-            restarts, pause = restarts + 1, min(pause * 2, BACK_OFF_MOST)
-
-    async def _run_container(self, pod: Object, container: Object) -> Ended | Runs:
+    async def run_container(self, life: PodLife, container: Object) -> Ended | Runs:
+        """How the container's process ended, or that it does not; what it says goes to its log."""
         program = self.processes.knows(container)
+
+        def write(said: str) -> None:
+            self.logs.write((*life.key, container["name"]), self.context.stamp(micro=True), said)
+
         if program is None:
-            return await run_program(container, self._place(pod, container))
-        return await self.processes.serve(program, pod, container, lambda said: self._write(pod, container, said))
+            result = await run_program(container, await self.place(life, container, write))
+        else:
+            result = await self.processes.serve(program, self.newest(life.pod), container, write)
+        write(result.output)
+        return result
 
     def _running_programs(self, pod: Object) -> list[Object]:
         """Containers of a seeded pod that run a controller."""
@@ -359,104 +330,189 @@ class Kubelets:
 
     async def _adopt(self, pod: Object, containers: list[Object]) -> None:
         """Runs the programs of containers that were running when this kubelet began."""
-        results = await asyncio.gather(*(self._run_container(pod, container) for container in containers))
-        for container, result in zip(containers, results, strict=True):
-            self._write(pod, container, result.output)
+        life = PodLife(self, pod)
+        await asyncio.gather(*(self.run_container(life, container) for container in containers))
 
-    async def _set(self, pod: Object, container: Object, base: Object, seen: Object, *, running: bool) -> None:
-        """Reports one container's new state together with what the others were last seen doing."""
-        statuses: dict[str, Object] = base.setdefault("_containers", {})
-        delay = (container.get("readinessProbe") or {}).get("initialDelaySeconds", 0) if running else 0
-        statuses[container["name"]] = _status(container, seen, ready=running and not delay)
-        await self._report_all(pod, base)
-        if delay:
-            await self.context.clock.sleep(delay)
-            statuses[container["name"]] = _status(container, seen, ready=True)
-            await self._report_all(pod, base)
-
-    async def _report_all(self, pod: Object, base: Object) -> None:
-        known: dict[str, Object] = base["_containers"]
-        ordered = [
-            known.get(entry["name"]) or _waiting(entry, "ContainerCreating") for entry in pod["spec"]["containers"]
-        ]
-        phase = _phase(ordered, pod["spec"].get("restartPolicy", "Always"))
-        ready = all(entry["ready"] for entry in ordered)
-        conditions = _conditions(
-            base["startTime"], initialized=True, sandbox=phase == "Running", ready=ready, at=self.context.stamp(),
-            done=phase == "Succeeded",
-        )  # fmt: skip
-        body = {key: value for key, value in base.items() if not key.startswith("_")}
-        await self._report(pod, {**body, "phase": phase, "conditions": conditions, "containerStatuses": ordered})
-
-    async def _report(self, pod: Object, status: Object) -> None:
-        namespace, name = key_of(pod)
-        body = {"metadata": {"uid": pod["metadata"]["uid"]}, "status": {k: v for k, v in status.items() if k[0] != "_"}}
-        try:
-            await self.context.client.patch(
-                f"/api/v1/namespaces/{namespace}/pods/{name}/status", body, content_type=STRATEGIC
-            )
-        except Refused as error:
-            if error.code not in {404, 409}:
-                raise
-
-    def _place(self, pod: Object, container: Object) -> Place:
-        context = self.context
+    async def place(self, life: PodLife, container: Object, write: Any = None) -> Place:
+        """Where a program of the container runs."""
+        context, pod = self.context, self.newest(life.pod)
 
         async def connects(host: str, port: int, timeout: float) -> Outcome:
             return connect(await context.view(), context.world, pod, host, port, timeout=timeout)
 
-        environment = {entry["name"]: entry.get("value", "") for entry in container.get("env") or ()}
+        environment = await self.processes.environment(pod, container)
         environment.setdefault("HOSTNAME", pod["metadata"]["name"])
-        return Place(pod, environment, connects, context.clock.now)
+        environment.setdefault("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        files = self.files(life, container, pod)
+        return Place(pod, environment, connects, context.clock.now, files, context.clock.sleep, write, container)
 
-    def _write(self, pod: Object, container: Object, text: str) -> None:
-        namespace, name = key_of(pod)
-        when = self.context.stamp(micro=True)
-        self.logs.setdefault((namespace, name, container["name"]), []).extend(
-            (when, line) for line in text.splitlines()
-        )
+    def files(self, life: PodLife, container: Object, pod: Object) -> Files:
+        """What the container sees under /: its own layer, and its volumes where they are mounted."""
+        name = container["name"]
+        root = life.rooted.get(name)
+        if root is None:
+            root = life.rooted[name] = Files.fresh()
+        claims = {entry.name: entry for entry in volumes.claimed(pod, self.find)}
+        for volume in pod["spec"].get("volumes") or ():
+            keep = self._keep(pod, volume, claims.get(volume["name"]))
+            for mount in container.get("volumeMounts") or ():
+                if mount["name"] == volume["name"]:
+                    root.mount(
+                        mount["mountPath"], keep, mount.get("subPath", ""), read_only=mount.get("readOnly", False)
+                    )
+            for device in container.get("volumeDevices") or ():
+                if device["name"] == volume["name"]:
+                    root.attach(device["devicePath"], keep)
+        return root
 
-    async def _heartbeats(self) -> None:
-        """Renews the leases every ten real seconds: a client compares them with its own clock."""
-        beat = 0
-        while True:
-            for _, node in list(self.context.nodes.items):
-                if self.serves(node):
-                    await self._beat(node, full=beat % 30 == 0)
-            beat += 1
-            await asyncio.sleep(LEASE_SECONDS)
+    def _keep(self, pod: Object, volume: Object, claim: volumes.Claimed | None) -> Keep:
+        uid, space = pod["metadata"]["uid"], pod["metadata"]["namespace"]
+        if claim is not None and claim.volume is not None and claim.claim is not None:
+            size = claim.claim.get("status", {}).get("capacity", {}).get("storage", "1Gi")
+            kind = claim.volume["spec"].get("csi", {}).get("fsType") or "ext4"
+            return self.disks.persistent(claim.handle, size, kind, lambda: self._origin(claim.claim or {}))
+        for kind, key, field_name in (("Secret", "secret", "secretName"), ("ConfigMap", "configMap", "name")):
+            if key in volume:
+                item = self.find(kind, space, volume[key].get(field_name, "")) or {}
+                return self.disks.filled(f"{uid}/{volume['name']}", kind, item, volume[key].get("items"))
+        limit = (volume.get("emptyDir") or {}).get("sizeLimit", "")
+        return self.disks.empty(f"{uid}/{volume['name']}", limit)
 
-    async def _beat(self, node: str, *, full: bool) -> None:
-        client = self.context.client
-        path = f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{node}"
-        try:
-            await client.patch(path, {"spec": {"renewTime": self.context.stamp(micro=True)}}, content_type=MERGE)
-            if full:
-                item = self.context.nodes.items[("", node)]
-                now = self.context.stamp()
-                conditions = [
-                    {"type": entry["type"], "status": entry["status"], "lastHeartbeatTime": now}
-                    for entry in item["status"].get("conditions") or ()
-                ]
-                body = {"status": {"conditions": conditions}}
-                await client.patch(f"/api/v1/nodes/{node}/status", body, content_type=STRATEGIC)
-        except (Refused, aiohttp.ClientError, OSError) as error:
-            log.debug("heartbeat of %s: %s", node, error)
-
-
-def pull_failure(image: str, registries: Mapping[str, str]) -> str:
-    """Why the image cannot be pulled, in containerd's words; empty when it can."""
-    first, slash, _ = image.partition("/")
-    host = first if slash and ("." in first or ":" in first or first == "localhost") else "docker.io"
-    state = registries.get(host, "ok" if host in KNOWN_REGISTRIES else "unknown")
-    if state == "ok":
+    def _origin(self, claim: Object) -> str:
+        """The handle of the volume that a new claim begins as a copy of; empty for a blank one."""
+        source = claim.get("spec", {}).get("dataSource") or {}
+        space = claim["metadata"]["namespace"]
+        if source.get("kind") == "PersistentVolumeClaim":
+            other = self.find("PersistentVolumeClaim", space, source["name"]) or {"spec": {}}
+            volume = self.find("PersistentVolume", "", other["spec"].get("volumeName", "")) or {"spec": {}}
+            return str(volume["spec"].get("csi", {}).get("volumeHandle", ""))
+        if source.get("kind") == "VolumeSnapshot":
+            return f"snapshot/{space}/{source['name']}"
         return ""
-    reference = image if slash else f"docker.io/library/{image}"
-    why = _PULL_FAILURES[state].format(host=host)
-    head = f'failed to pull and unpack image "{reference}": failed to resolve reference "{reference}": '
-    if state in {"timeout", "unknown"}:
-        return head + f'failed to do request: Head "https://{host}/v2/": {why}'
-    return head + (f"{reference}: {why}" if state == "missing" else why)
+
+    def mounted(self, pod: Object) -> None:
+        """Nothing; the pod's volumes are in use on its node, and a file system that waits to grow does."""
+        for entry in volumes.claimed(pod, self.find):
+            if entry.claim is not None:
+                self._claim_changed("MODIFIED", entry.claim)
+
+    # -- what changes around pods ----------------------------------------------------------------
+
+    def _source_changed(self, _kind: str, _item: Object) -> None:
+        for life in self.lives.values():
+            life.poke()
+
+    def _gone(self, kind: str, volume: Object) -> None:
+        if kind == "DELETED" and "spec" in volume:
+            self.disks.forget(volume["spec"].get("csi", {}).get("volumeHandle") or volume["metadata"]["name"])
+
+    def _claim_changed(self, kind: str, claim: Object) -> None:
+        """Grows a mounted file system whose disk has grown: the last step of a resize is the kubelet's."""
+        rows = claim.get("status", {}).get("conditions") or ()
+        if kind == "DELETED" or not any(row["type"] == "FileSystemResizePending" for row in rows):
+            return
+        for pod in self._users(claim):
+            key = f"{claim['metadata']['uid']}/resize"
+            if key not in self._tasks:
+                self._start(key, self._grow(claim, pod))
+            return
+
+    def _users(self, claim: Object) -> Iterator[Object]:
+        space, name = key_of(claim)
+        for life in list(self.lives.values()):
+            pod = life.pod
+            if pod["metadata"]["namespace"] == space and self.serves(life.node) and any(
+                volumes.claim_name(pod, volume) == name for volume in pod["spec"].get("volumes") or ()
+            ):  # fmt: skip
+                yield pod
+
+    async def _grow(self, claim: Object, pod: Object) -> None:
+        await self.context.clock.sleep(1.0)
+        space, name = key_of(claim)
+        volume = self.find("PersistentVolume", "", claim["spec"].get("volumeName", ""))
+        if volume is None:
+            return
+        size = volume["spec"]["capacity"]["storage"]
+        rows = [row for row in claim["status"].get("conditions") or () if "Resiz" not in row["type"].replace("Size", "siz")
+                and row["type"] not in {"FileSystemResizePending", "Resizing"}]  # fmt: skip
+        status = {"capacity": {**claim["status"].get("capacity", {}), "storage": size}, "conditions": rows,
+                  "allocatedResourceStatuses": None}  # fmt: skip
+        path = f"/api/v1/namespaces/{space}/persistentvolumeclaims/{name}/status"
+        await self.context.client.patch(path, {"status": status})
+        said = f'MountVolume.NodeExpandVolume succeeded for volume "{volume["metadata"]["name"]}" {pod["spec"]["nodeName"]}'
+        for about in (pod, claim):
+            await self.context.event(
+                about, "FileSystemResizeSuccessful", said, component="kubelet", host=pod["spec"]["nodeName"]
+            )
+
+    # -- machines --------------------------------------------------------------------------------
+
+    def _node_changed(self, kind: str, node: Object) -> None:
+        name = node["metadata"]["name"]
+        if kind == "DELETED":
+            self._halt(name)
+            self._silent.discard(name)
+        elif kind == "ADDED" and self.serves(name):
+            self._start(f"{name}/joined", self._wake(name))
+
+    def _machine_changed(self, node: str, alive: bool) -> None:
+        if not alive:
+            self._halt(node)
+            return
+        if node in self.context.machines.known:
+            self._silent.discard(node)
+        if self.serves(node):
+            self._start(f"{node}/woken", self._wake(node))
+        self._pressed()
+
+    def _halt(self, node: str) -> None:
+        """Everything on a machine stops at once; nobody reports it."""
+        for pod in self.pods_on(node):
+            uid = pod["metadata"]["uid"]
+            for key in [key for key in self._tasks if key == uid or key.startswith(f"{uid}/")]:
+                self._tasks.pop(key).cancel()
+            self.lives.pop(uid, None)
+
+    async def _wake(self, node: str) -> None:
+        """A machine's kubelet reports its node, and brings up again what is to run there."""
+        await heartbeats.beat(self.context, node, full=True)
+        for pod in self.pods_on(node):
+            uid, status = pod["metadata"]["uid"], pod.get("status", {})
+            if uid in self._tasks or f"{uid}/ending" in self._tasks:
+                continue
+            if "deletionTimestamp" in pod["metadata"]:
+                self._start(f"{uid}/ending", self._end(pod))
+            elif status.get("phase") == "Running" or _is_new(pod):
+                self._live(pod)
+
+    def _pressed(self) -> None:
+        for node, what in self.context.machines.pressure.items():
+            if self.serves(node) and f"{node}/pressed" not in self._tasks:
+                self._start(f"{node}/pressed", self._relieve(node, what))
+
+    async def _relieve(self, node: str, what: str) -> None:
+        """Says that the node runs short, and evicts pods one by one while it does."""
+        await heartbeats.post_status(self.context, node)
+        await self.context.event(
+            {"kind": "Node", **self.context.nodes.items[("", node)]}, *node_pressure.told(node, what),
+            component="kubelet", host=node,
+        )  # fmt: skip
+        for pod in node_pressure.order(self.pods_on(node))[: node_pressure.MOST]:
+            await asyncio.gather(self.context.clock.sleep(10), asyncio.sleep(0.1))
+            if self.context.machines.pressure.get(node) != what:
+                break
+            life = self.lives.get(pod["metadata"]["uid"]) or PodLife(self, pod)
+            words = node_pressure.message(pod, what)
+            row = pod_status.disrupted("TerminationByKubelet", words, self.context.stamp())
+            self.fail(life, "Evicted", words, [row])
+        while self.context.machines.pressure.get(node) == what:
+            await asyncio.sleep(1.0)
+        await heartbeats.post_status(self.context, node)
+
+
+def _is_unknown(node: Object) -> bool:
+    rows = node.get("status", {}).get("conditions") or ()
+    return any(entry["type"] == "Ready" and entry["status"] == "Unknown" for entry in rows)
 
 
 def _is_new(pod: Object) -> bool:
@@ -464,75 +520,9 @@ def _is_new(pod: Object) -> bool:
     return status.get("phase", "Pending") == "Pending" and not status.get("startTime")
 
 
-def _waiting(container: Object, reason: str, message: str = "") -> Object:
-    waiting = {"reason": reason, **({"message": message} if message else {})}
-    return _status(container, {"restartCount": 0, "lastState": {}, "state": {"waiting": waiting}}, ready=False)
+def _is_static(pod: Object) -> bool:
+    owners = pod["metadata"].get("ownerReferences") or ()
+    return any(owner["kind"] == "Node" for owner in owners) or MIRROR in (pod["metadata"].get("annotations") or {})
 
 
-def _status(container: Object, seen: Object, *, ready: bool) -> Object:
-    running = "running" in seen["state"]
-    image = container["image"]
-    return {
-        "name": container["name"],
-        "image": image,
-        "imageID": f"{image.rpartition(':')[0] or image}@sha256:{_digest(image)}"
-        if "waiting" not in seen["state"]
-        else "",
-        "ready": ready,
-        "started": running,
-        **seen,
-    }
-
-
-def _terminated(result: Ended, begun: str, ended: str, identity: str) -> Object:
-    return {
-        "exitCode": result.code,
-        "reason": "Completed" if result.code == 0 else "Error",
-        "startedAt": begun,
-        "finishedAt": ended,
-        "containerID": identity,
-    }
-
-
-def _phase(statuses: list[Object], policy: str) -> str:
-    states = [entry["state"] for entry in statuses]
-    if all("waiting" in state and state["waiting"]["reason"] == "ContainerCreating" for state in states):
-        return "Pending"
-    ended = [state["terminated"]["exitCode"] for state in states if "terminated" in state]
-    if policy != "Always" and len(ended) == len(states):
-        return "Failed" if any(ended) else "Succeeded"
-    return "Running"
-
-
-def _conditions(
-    started: str, *, initialized: bool, sandbox: bool, ready: bool = False, at: str = "", done: bool = False
-) -> list[Object]:
-    now = at or started
-    reason = {} if ready else {"reason": "PodCompleted" if done else "ContainersNotReady"}
-    rows: list[tuple[str, bool, str, Object]] = [
-        ("PodReadyToStartContainers", sandbox, now, {}),
-        ("Initialized", initialized, started, {"reason": "PodCompleted"} if done else {}),
-        ("Ready", ready, now, reason),
-        ("ContainersReady", ready, now, reason),
-        ("PodScheduled", True, started, {}),
-    ]
-    return [
-        {"type": kind, "status": str(state), "lastProbeTime": None, "lastTransitionTime": when, **why}
-        for kind, state, when, why in rows
-    ]
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _seeded_log(pod: Object | None, container: str) -> str:
-    """What little a seeded container is known to have written: the message of its last end."""
-    for entry in (pod or {}).get("status", {}).get("containerStatuses") or ():
-        if entry["name"] == container:
-            ended = entry.get("lastState", {}).get("terminated") or entry.get("state", {}).get("terminated") or {}
-            return f"{ended['message']}\n" if ended.get("message") else ""
-    return ""
-
-
-__all__ = ["Key", "Kubelets", "pull_failure"]
+__all__ = ["Cache", "Key", "Kubelets", "pull_failure"]

@@ -81,7 +81,7 @@ class Processes:
 
     async def serve(self, program: Program, pod: Object, container: Object, write: Write) -> Ended:
         """How the program ended. Returns only when it gave up by itself."""
-        process = Process(pod, container, await self._environment(pod, container), write)
+        process = Process(pod, container, await self.environment(pod, container), write)
         lock = self._locks.setdefault((process.namespace, f"{program.image} {' '.join(program.args)}"), asyncio.Lock())
         try:
             if not program.leads:
@@ -93,7 +93,7 @@ class Processes:
             return Ended(ended.said, ended.code)
         return Ended()
 
-    async def _environment(self, pod: Object, container: Object) -> dict[str, str]:
+    async def environment(self, pod: Object, container: Object) -> dict[str, str]:
         """The container's variables, with Secrets and ConfigMaps read from the API server."""
         space = pod["metadata"]["namespace"]
         found: dict[str, str] = {}

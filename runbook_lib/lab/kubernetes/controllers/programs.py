@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from typing import Any
 
+from .files import Files
 from .network import Outcome
+from .quantities import number
 
 Object = dict[str, Any]
 Connect = Callable[[str, int, float], Awaitable[Outcome]]
@@ -16,11 +16,26 @@ Connect = Callable[[str, int, float], Awaitable[Outcome]]
 
 @dataclass(frozen=True)
 class Ended:
-    """A finished process: what it wrote, its exit code and how long it ran."""
+    """A finished process: what it wrote, its exit code and how long it still runs.
+
+    `streams` holds the same output as pairs of 1 (standard output) or 2 (standard error) and a text.
+    """
 
     output: str = ""
     code: int = 0
     seconds: float = 0.05
+    reason: str = ""
+    streams: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def stdout(self) -> str:
+        """What went to standard output."""
+        return "".join(text for stream, text in self.streams if stream == 1)
+
+    @property
+    def stderr(self) -> str:
+        """What went to standard error."""
+        return "".join(text for stream, text in self.streams if stream == 2)
 
 
 @dataclass(frozen=True)
@@ -32,15 +47,24 @@ class Runs:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a program runs: its pod, its environment, how it connects and what time it is."""
+    """Where a program runs: its pod, its environment, how it connects, what time it is, its files.
+
+    With `sleep` it takes the time it takes; without, `Ended.seconds` says how long. With `write` a program that goes
+    on says what it says as it goes.
+    """
 
     pod: Object
     environment: Mapping[str, str]
     connect: Connect
     now: Callable[[], float]
+    files: Files = field(default_factory=Files.fresh)
+    sleep: Callable[[float], Awaitable[None]] | None = None
+    write: Callable[[str], None] | None = None
+    container: Object = field(default_factory=dict)
 
 
 _SHELLS = {"busybox", "alpine", "debian", "ubuntu", "bash"}
+_TOOLS = _SHELLS | {"agnhost", "curl", "netshoot", "fio", "iperf3", "network-multitool", "jessie-dnsutils"}
 _HELLO = "\nHello from Docker!\nThis message shows that your installation appears to be working correctly.\n"
 
 
@@ -49,28 +73,54 @@ def basename(image: str) -> str:
     return image.partition("@")[0].rpartition("/")[2].partition(":")[0]
 
 
+def heeds_signals(container: Object) -> bool:
+    """Whether the container's first process ends when it is asked to; a shell or sleep as PID 1 does not."""
+    words = [*(container.get("command") or ()), *(container.get("args") or ())]
+    if not words:
+        return basename(container["image"]) not in _SHELLS
+    first = words[0].rpartition("/")[2]
+    if first in {"sh", "bash", "ash"}:
+        return any("trap " in word or word.strip().startswith("exec ") for word in words[1:])
+    return first not in {"sleep", "tail"}
+
+
 async def run(container: Object, place: Place) -> Ended | Runs:
     """What the container's process does. An image that is not emulated runs and writes nothing."""
     name = basename(container["image"])
     command, args = list(container.get("command") or ()), list(container.get("args") or ())
     if name == "agnhost" and (not command or command[0].endswith("agnhost")):
-        return await _agnhost((command[1:] + args) or ["pause"], place)
+        return await agnhost((command[1:] + args) or ["pause"], place)
     words = command + args
+    if name in {"fio", "iperf3"} and not command:
+        words = [name, *args]
+    if name in {"stress", "stress-ng", "polinux-stress"} or (words and "stress" in words[0]):
+        return _stress(words, container)
     if not words:
         if name == "hello-world":
             return Ended(_HELLO)
         return Ended() if name in _SHELLS else Runs()
-    if name in _SHELLS | {"agnhost", "curl", "netshoot"}:
+    if name in _TOOLS:
         return await execute(words, place)
     return Runs()
 
 
-async def _agnhost(words: Sequence[str], place: Place) -> Ended | Runs:
+def _stress(words: Sequence[str], container: Object) -> Ended | Runs:
+    """Takes as much memory as it was told to, and is killed where that is more than its limit."""
+    limit = (container.get("resources", {}).get("limits") or {}).get("memory")
+    sizes = [words[place + 1] for place, word in enumerate(words[:-1]) if word == "--vm-bytes"]
+    wanted = sum(number(size if size[-1].isdigit() else size.rstrip("B") + "i") for size in sizes)
+    if limit and wanted > number(limit):
+        return Ended("", 137, 2.0, "OOMKilled")
+    return Runs("stress: info: [1] dispatching hogs: 0 cpu, 0 io, 1 vm, 0 hdd\n")
+
+
+async def agnhost(words: Sequence[str], place: Place) -> Ended | Runs:
+    """What agnhost's subcommand does: `connect` tries, everything else serves."""
     if words[0] != "connect":
         return Runs()
     flags = [word for word in words[1:] if word.startswith("-")]
     targets = [word for word in words[1:] if not word.startswith("-")]
-    timeout = next((_seconds(flag.partition("=")[2]) for flag in flags if flag.startswith("--timeout=")), 15.0)
+    timeout = next((seconds_of(flag.partition("=")[2]) for flag in flags if flag.startswith("--timeout=")), 15.0)
     host, _, port = (targets[0] if targets else "").rpartition(":")
     if not host or not port.isdigit():
         return Ended("OTHER\n", 1)
@@ -80,112 +130,17 @@ async def _agnhost(words: Sequence[str], place: Place) -> Ended | Runs:
     return Ended(outcome.result.upper() + "\n", 1, outcome.seconds)
 
 
-def _seconds(text: str) -> float:
-    for unit, factor in (("ms", 0.001), ("s", 1.0), ("m", 60.0)):
+def seconds_of(text: str, otherwise: float = 15.0) -> float:
+    """ "500ms", "3s", "2m", "7" → seconds; `otherwise` for anything else."""
+    for unit, factor in (("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)):
         if text.endswith(unit):
             text = text.removesuffix(unit)
-            return float(text) * factor if text.replace(".", "", 1).isdigit() else 15.0
-    return float(text) if text.isdigit() else 15.0
+            return float(text) * factor if text.replace(".", "", 1).isdigit() else otherwise
+    return float(text) if text.replace(".", "", 1).isdigit() else otherwise
 
 
 async def execute(words: Sequence[str], place: Place) -> Ended | Runs:
     """One command line: a program with arguments, or `sh -c` with a script."""
-    if words[0].rpartition("/")[2] in {"sh", "bash", "ash"}:
-        if len(words) < 3 or not words[1].startswith("-") or "c" not in words[1]:
-            return Ended()
-        return await _script(words[2], place)
-    return await _program(words, place)
+    from .shell import Shell  # the shell runs programs, and a program may be a shell
 
-
-async def _script(text: str, place: Place) -> Ended | Runs:
-    """Commands joined by `;`, `&&`, `||` and newlines; nothing deeper than that."""
-    try:
-        lexer = shlex.shlex(text.replace("\n", ";"), posix=True, punctuation_chars=";&|")
-        lexer.whitespace_split = True
-        tokens = list(lexer)
-    except ValueError:
-        return Ended("sh: syntax error: unterminated quoted string\n", 2)
-    output, seconds, code, joiner = "", 0.0, 0, ";"
-    for command, following in _commands(tokens):
-        wanted = {"&&": code == 0, "||": code != 0}.get(joiner, True)
-        joiner = following
-        if not wanted or not command:
-            continue
-        if command[0] == "exit":
-            return Ended(output, int(command[1]) if len(command) > 1 else code, seconds or 0.05)
-        result = await _program(command, place)
-        output += result.output
-        if isinstance(result, Runs):
-            return Runs(output)
-        seconds, code = seconds + result.seconds, result.code
-    return Ended(output, code, seconds or 0.05)
-
-
-def _commands(tokens: Sequence[str]) -> list[tuple[list[str], str]]:
-    found: list[tuple[list[str], str]] = []
-    current: list[str] = []
-    for token in tokens:
-        if token in {";", "&&", "||", ";;"}:
-            found.append((current, token[:1] if token.startswith(";") else token))
-            current = []
-        else:
-            current.append(token)
-    return [*found, (current, ";")]
-
-
-async def _program(words: Sequence[str], place: Place) -> Ended | Runs:
-    name, rest = words[0].rpartition("/")[2], list(words[1:])
-    if name == "echo":
-        newline = "" if rest[:1] == ["-n"] else "\n"
-        return Ended(" ".join(_expand(word, place) for word in (rest[1:] if not newline else rest)) + newline)
-    if name == "sleep":
-        return Runs() if rest[:1] in (["infinity"], ["inf"]) else Ended(seconds=sum(_seconds(word) for word in rest))
-    if name in {"nc", "telnet"}:
-        return await _netcat(rest, place)
-    if name in {"wget", "curl"}:
-        return await _fetch(name, rest, place)
-    if name == "agnhost":
-        return await _agnhost(rest or ["pause"], place)
-    simple: dict[str, Ended | Runs] = {
-        "true": Ended(),
-        "false": Ended(code=1),
-        "hostname": Ended(place.pod["metadata"]["name"] + "\n"),
-        "whoami": Ended("root\n"),
-        "uname": Ended("Linux\n"),
-        "date": Ended(datetime.fromtimestamp(place.now(), UTC).strftime("%a %b %e %H:%M:%S UTC %Y\n")),
-        "env": Ended("".join(f"{key}={value}\n" for key, value in place.environment.items())),
-        "tail": Runs(),
-        "pause": Runs(),
-    }
-    return simple.get(name, Ended(f"sh: {words[0]}: not found\n", 127))
-
-
-def _expand(word: str, place: Place) -> str:
-    for key, value in place.environment.items():
-        word = word.replace(f"${{{key}}}", value).replace(f"${key}", value)
-    return word
-
-
-async def _netcat(rest: Sequence[str], place: Place) -> Ended:
-    targets = [word for word in rest if not word.startswith("-")]
-    if len(targets) < 2 or not targets[-1].isdigit():
-        return Ended("nc: bad arguments\n", 1)
-    outcome = await place.connect(targets[-2], int(targets[-1]), 3.0)
-    said = {
-        "connected": f"{targets[-2]} ({outcome.address}:{targets[-1]}) open\n",
-        "refused": f"nc: {targets[-2]} ({outcome.address}:{targets[-1]}): Connection refused\n",
-        "timeout": f"nc: {targets[-2]} ({outcome.address}:{targets[-1]}): Connection timed out\n",
-        "dns": f"nc: bad address '{targets[-2]}'\n",
-    }
-    return Ended(said[outcome.result], int(outcome.result != "connected"), outcome.seconds)
-
-
-async def _fetch(name: str, rest: Sequence[str], place: Place) -> Ended:
-    url = next((word for word in rest if "://" in word or "." in word), "")
-    scheme, _, authority = url.rpartition("://")
-    host, _, port = authority.partition("/")[0].partition(":")
-    outcome = await place.connect(host, int(port or (443 if scheme == "https" else 80)), 5.0)
-    if outcome.result == "connected":
-        return Ended("", 0, outcome.seconds)
-    said = {"refused": "Connection refused", "timeout": "Operation timed out", "dns": "bad address"}[outcome.result]
-    return Ended(f"{name}: can't connect to remote host ({host}): {said}\n", 1, outcome.seconds)
+    return await Shell(place).main(list(words))
