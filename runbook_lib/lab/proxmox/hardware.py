@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from . import disks
 from .declared import declared
 from .declared.hardware import TABLE
-from . import disks
 from .nodes import this as this_node
 from .routing import Call, PveError, param_error
 from .schema import FORMATS, format_check
