@@ -333,6 +333,7 @@ def node_object(join: Join, node: Node) -> Json:
         "status": {
             "capacity": capacity, "allocatable": allocatable,
             "addresses": [*first, {"type": "Hostname", "address": node.hostname}],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": 10250}},
             "nodeInfo": {
                 "architecture": "amd64", "operatingSystem": "linux", "systemUUID": node.uuid, "machineID": digest,
                 "bootID": f"{digest[:8]}-{digest[8:12]}-4{digest[13:16]}-8{digest[17:20]}-{digest[20:]}",

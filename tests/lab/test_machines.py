@@ -17,13 +17,14 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from runbook_lib.lab import joining, machines
+from runbook_lib.lab import control, joining, machines
+from runbook_lib.lab.kubernetes import strict
 from runbook_lib.lab.kubernetes.controllers import bootstrap_tokens, capmox, ipam
 from runbook_lib.lab.kubernetes.controllers.capmox import bootstrap
-from runbook_lib.lab.kubernetes.controllers.client import Refused
+from runbook_lib.lab.kubernetes.controllers.client import KubeClient, Refused
 
 sys.path.insert(0, str(Path(__file__).parent))
-from two_worlds import Worlds, ready, reason, secret, worlds  # lies beside this file
+from two_worlds import KINDS, Worlds, ready, reason, secret, worlds  # lies beside this file
 
 Object = dict[str, Any]
 TOKEN = "abcdef.0123456789abcdef"
@@ -244,3 +245,53 @@ def test_expired_token_goes_and_with_it_its_signature() -> None:
             await made.until(info, lambda item: list(item["data"]) == ["kubeconfig"])
 
     asyncio.run(story())
+
+
+MANAGED = "/api/v1/namespaces/capmox-system"
+
+
+async def installed(made: Worlds, where: control.ProxmoxConnection) -> None:
+    """CAPMOX 0.7 and the IPAM provider as pods of a healthy lab, whose API server can be joined."""
+    for group, kind, plural in KINDS:
+        versions = ["v1alpha1"] if group.startswith("infra") else ["v1alpha2"]
+        if kind.startswith(("Proxmox", "InCluster", "Global")):
+            body = strict.definition(group, kind, plural, versions, cluster=kind.startswith("Global"))
+            await made.client.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", body)
+    await made.client.create("/api/v1/namespaces", {"metadata": {"name": "capmox-system"}})
+    given = {"url": where.url, "token": where.token_id, "secret": where.token_secret}
+    await made.client.create(f"{MANAGED}/secrets", secret("capmox-manager-credentials", given))
+    reference = {"name": "capmox-manager-credentials"}
+    env = [
+        {"name": f"PROXMOX_{key.upper()}", "valueFrom": {"secretKeyRef": {**reference, "key": key}}} for key in given
+    ]
+    images = {
+        "capmox": "ghcr.io/ionos-cloud/cluster-api-provider-proxmox:v0.7.7",
+        "ipam": "registry.k8s.io/capi-ipam-ic/cluster-api-ipam-in-cluster-controller:v1.0.3",
+    }
+    for name, image in images.items():
+        spec = {"containers": [{"name": "manager", "image": image, "env": env if name == "capmox" else []}]}
+        await made.client.create(f"{MANAGED}/pods", {"metadata": {"name": name}, "spec": spec})
+
+
+def test_lab_makes_vms_and_takes_them_away(tmp_path: Path) -> None:
+    """In a healthy lab the pods of both providers make a VM over TLS, and leave nothing of it."""
+    connection = control.up(tmp_path / "lab", scale=600.0)
+
+    async def story() -> None:
+        there = connection.kubernetes
+        async with KubeClient(there.url, there.token, there.ca_file) as client:
+            made = Worlds(client, None, None, None, connection.proxmox.url, True)  # type: ignore[arg-type]
+            await installed(made, connection.proxmox)
+            await made.cluster_of_machines(credentials=False)
+            await made.infrastructure_ready()
+            await made.machine("demo-1")
+            path = made.own("proxmoxmachines", "demo-1")
+            assert (await made.until(path, ready))["status"]["proxmoxNode"] == "pve1"
+            await client.delete(path)
+            await made.gone(path)
+            assert (await client.list(made.ipam("ipaddresses")))["items"] == []
+
+    try:
+        asyncio.run(story())
+    finally:
+        control.down(tmp_path / "lab")
