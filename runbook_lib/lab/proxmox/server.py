@@ -142,8 +142,13 @@ async def _console(state: PveState, request: web.Request, uri: str, raw: Mapping
 
 
 def _value_of(header: str | None, name: str) -> str | None:
-    match = re.search(rf"(?:^|\s){re.escape(name)}(?:=| )([^;]*)", header or "")
+    if not header:
+        return None
+    match = _VALUES[name].search(header)
     return unquote(match[1]) if match else None
+
+
+_VALUES = {name: re.compile(rf"(?:^|\s){name}(?:=| )([^;]*)") for name in ("PVEAuthCookie", "PVEAPIToken")}
 
 
 def _authenticate(state: PveState, request: web.Request, method: str, uri: str) -> AuthId | None:
