@@ -42,6 +42,7 @@ class Call:
     keep: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
     wait: bool = False  # for the task whose UPID came back: it must end OK
     later: float = 0  # lab seconds that pass first
+    scale: float = float("inf")  # of the lab's time during the call; 0 stops it
 
 
 def is_upid(data: Any) -> bool:
@@ -70,6 +71,7 @@ async def replay(calls: Sequence[Call], flavour: str, spool: Path, *, privs: str
                 return response.status, response.reason or "", json.loads(body) if body else None
 
         for number, call in enumerate(calls, 1):
+            state.clock.rescale(call.scale)
             state.clock.advance(call.later)
             path = _filled(call.path, kept, quoted=True)
             options = _options(call, kept)
@@ -185,7 +187,7 @@ MACHINE = [
         wait=True,
     ),
     Call("POST", f"{VM}/status/start", {}, wait=True),
-    Call("GET", f"{VM}/agent/get-osinfo", status=500, reason="^QEMU guest agent is not running$"),
+    Call("GET", f"{VM}/agent/get-osinfo", status=500, reason="^QEMU guest agent is not running$", scale=0),
     Call("GET", f"{VM}/agent/get-osinfo", holds=lambda data: "result" in data, later=60),
     Call(
         "POST",
