@@ -40,6 +40,8 @@ class KubeClient:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=context, limit=32), headers=headers, timeout=aiohttp.ClientTimeout(30)
         )
+        # Every watch holds a connection as long as it lasts: they must not use up those of the requests.
+        self._streams = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context, limit=0), headers=headers)
 
     async def __aenter__(self) -> KubeClient:
         return self
@@ -50,6 +52,7 @@ class KubeClient:
     async def close(self) -> None:
         """Ends every connection."""
         await self._session.close()
+        await self._streams.close()
 
     async def request(
         self,
@@ -114,7 +117,7 @@ class KubeClient:
         query = {"watch": "true", "resourceVersion": version, "allowWatchBookmarks": "true", "timeoutSeconds": "3000"}
         timeout = aiohttp.ClientTimeout(total=None, sock_read=None)
         url = self.base_url + path
-        async with self._session.get(url, params=query, timeout=timeout) as answer:
+        async with self._streams.get(url, params=query, timeout=timeout) as answer:
             if answer.status >= 400:
                 raise _refusal(answer.status, await answer.text())
             async for line in _lines(answer.content):
