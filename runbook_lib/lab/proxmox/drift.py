@@ -65,9 +65,15 @@ class Waves:
         share = level * (warm if warm < 1.0 else 1.0) * (1 + 0.06 * wave)
         return share if share < 1.0 else 1.0
 
-    def counters(self, up: float) -> list[int]:
+    def counters(self, up: float) -> tuple[int, int, int, int]:
         """Bytes received, sent, read and written in `up` seconds; they never go back."""
         if up < 0:
             up = 0.0
         angle = TURN * (up / COUNTER_PERIOD)
-        return [int(rate * (up + RIPPLE * (first - cos(angle + start)))) for rate, start, first in self._rates]
+        (r1, a1, f1), (r2, a2, f2), (r3, a3, f3), (r4, a4, f4) = self._rates
+        return (
+            int(r1 * (up + RIPPLE * (f1 - cos(angle + a1)))),
+            int(r2 * (up + RIPPLE * (f2 - cos(angle + a2)))),
+            int(r3 * (up + RIPPLE * (f3 - cos(angle + a3)))),
+            int(r4 * (up + RIPPLE * (f4 - cos(angle + a4)))),
+        )

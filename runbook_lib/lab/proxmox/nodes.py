@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import storage as storages
 from .drift import drift, phase
 from .routing import Boolean, Call, Either, Integer, Param, PveError, String, one_of, only_9, perm, route
-from .told import broadcast_at, burden
+from .told import broadcast_at, burdens
 from .worker import TaskContext
 
 if TYPE_CHECKING:
@@ -183,14 +183,7 @@ def figures_of(state: PveState, nodes: Iterable[NodeState]) -> dict[str, dict[st
         for name, moment in moments.items()
         if (told := state.nodes[name].told) is None or told[0] != moment
     }
-    loads = dict.fromkeys(anew, (0.0, 0))
-    if anew:
-        for guest in state.guests.values():
-            if guest.running and (moment := anew.get(guest.node)) is not None:
-                busy, memory = burden(guest, moment)
-                cpus, used = loads[guest.node]
-                loads[guest.node] = cpus + busy, used + memory
-    for name, (cpus, used) in loads.items():
+    for name, (cpus, used) in burdens(state.guests.values(), anew).items():
         state.nodes[name].told = (moments[name], _figures(state, state.nodes[name], moments[name], cpus, used))
     return {name: dict(told[1]) for name in moments if (told := state.nodes[name].told)}
 

@@ -158,12 +158,21 @@ class Told:
         return core if len(parts) == 8 else f"{core}{int(mem * HOST_SHARE)}{parts[8]}"
 
 
-def burden(guest: GuestState, moment: float) -> tuple[float, int]:
-    """How many CPUs a running guest keeps busy, and its bytes of memory, as of a broadcast."""
-    told = guest.told
-    if told is not None and told.moment == moment and told.busy >= 0:
-        return told.busy, told.memory
-    return guest.cpu_fraction(moment) * guest.cpus, guest.memory_used(moment)
+def burdens(guests: Iterable[GuestState], moments: Mapping[str, float]) -> dict[str, tuple[float, int]]:
+    """How many CPUs the guests of each node keep busy, and their bytes of memory, as of its broadcast."""
+    busy, memory = dict.fromkeys(moments, 0.0), dict.fromkeys(moments, 0)
+    for guest in guests if moments else ():
+        node = guest.node
+        if not guest.running or node not in moments:
+            continue
+        told, moment = guest.told, moments[node]
+        if told is not None and told.moment == moment and told.busy >= 0:
+            busy[node] += told.busy
+            memory[node] += told.memory
+        else:
+            busy[node] += guest.cpu_fraction(moment) * guest.cpus
+            memory[node] += guest.memory_used(moment)
+    return {node: (busy[node], memory[node]) for node in moments}
 
 
 def guest_texts(state: PveState, guests: Iterable[GuestState], pools: Mapping[int, str]) -> list[str]:
