@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +15,9 @@ from aiohttp import web
 from .clock import Clock
 from .kubernetes import crd, seeds
 from .kubernetes.cluster import Cluster, User
-from .kubernetes.controllers import Handles, start_all
+from .kubernetes.controllers import Handles, metrics, start_all
 from .kubernetes.server import create_app
+from .tenants import Tenants
 
 NAMES = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "lab")
 """What the API server's certificate is valid for, beside loopback."""
@@ -33,12 +34,14 @@ class Platform:
     section: Mapping[str, Any]
     token: str
     controllers: Handles | None = None
+    tenants: Tenants = field(default_factory=lambda: Tenants(Clock()))
 
     async def start(self, url: str, ca_file: str, clock: Clock) -> None:
         """Start the controllers against the API, which answers by now. A cluster without nodes has none."""
         if not self.section.get("nodes"):
             return
-        self.controllers = await start_all(url, self.token, ca_file, clock, self.section)
+        self.controllers = await start_all(url, self.token, ca_file, clock, self.section, self.tenants)
+        self.cluster.usage = metrics.usage(clock.now)
         self.cluster.pod_log = self.controllers.kubelets.pod_log
         # The server awaits what a hook leaves to await.
         self.cluster.pod_exec = cast(Any, self.controllers.kubelets.pod_exec)
@@ -48,6 +51,7 @@ class Platform:
         if self.controllers is not None:
             await self.controllers.stop()
             self.controllers = None
+        await self.tenants.close()
 
 
 def build(section: Mapping[str, Any], *, clock: Clock, admin_token: str, ca_pem: str) -> Platform:
@@ -68,7 +72,7 @@ def build(section: Mapping[str, Any], *, clock: Clock, admin_token: str, ca_pem:
     inner = secrets.token_urlsafe(24)
     cluster.tokens[admin_token] = User("lab-admin", MASTERS)
     cluster.tokens[inner] = User("system:kube-controller-manager", MASTERS)
-    return Platform(cluster, create_app(cluster), section, inner)
+    return Platform(cluster, create_app(cluster), section, inner, tenants=Tenants(clock, section))
 
 
 def kubeconfig(url: str, ca_pem: str, token: str) -> str:

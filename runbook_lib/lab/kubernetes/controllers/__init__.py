@@ -6,7 +6,22 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import bootstrap_tokens, capi, capmox, ccm, daemonsets, deployments, ipam, replicasets, scheduler, statefulsets
+from . import (
+    bootstrap_tokens,
+    capi,
+    capmox,
+    ccm,
+    daemonsets,
+    deployments,
+    disruption,
+    endpoints,
+    ipam,
+    metallb,
+    node_lifecycle,
+    replicasets,
+    scheduler,
+    statefulsets,
+)
 from .client import KubeClient
 from .context import Clock, Context
 from .kubelet import Kubelets
@@ -21,10 +36,13 @@ MANAGERS: tuple[Callable[[Context], Coroutine[Any, Any, None]], ...] = (
     replicasets.run,
     statefulsets.run,
     daemonsets.run,
+    endpoints.run,
+    disruption.run,
+    node_lifecycle.run,
 )
 """What the controller manager runs on every cluster: functions of a Context."""
 
-PROGRAMS: tuple[Program, ...] = (*capi.PROGRAMS, *capmox.PROGRAMS, *ccm.PROGRAMS, *ipam.PROGRAMS)
+PROGRAMS: tuple[Program, ...] = (*capi.PROGRAMS, *capmox.PROGRAMS, *ccm.PROGRAMS, *ipam.PROGRAMS, *metallb.PROGRAMS)
 """What runs as containers do, by their image."""
 
 

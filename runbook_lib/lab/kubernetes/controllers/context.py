@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from .client import Cache, KubeClient, Object, Refused
+from .control_planes import ControlPlanes
 from .machines import Machines
 from .network import View, World
 from .policies import Policies
@@ -29,6 +30,9 @@ VIEWED = {
     "subnets": "/apis/kubeovn.io/v1/subnets",
 }
 """What a connection depends on, beside pods and nodes."""
+
+MOST_SERIES = 4096
+"""Events that are remembered, to be counted when they happen again."""
 
 
 class Clock(Protocol):
@@ -54,10 +58,12 @@ class Context:
     clock: Clock
     world: World
     seed: int = 1
+    control_planes: ControlPlanes | None = None
     machines: Machines = field(init=False)
     _caches: dict[str, Cache] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _names: Any = field(default_factory=itertools.count)
+    _events: dict[tuple[str, ...], tuple[str, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.machines = Machines.with_faults(self.world.node_faults)
@@ -124,10 +130,13 @@ class Context:
     async def event(
         self, about: Object, reason: str, message: str, *, kind: str = "Normal", component: str, host: str = ""
     ) -> None:
-        """Writes an event about the object. One that is refused is not missed."""
+        """Writes an event about the object, or counts it once more. One that is refused is not missed."""
         metadata = about["metadata"]
         namespace = metadata.get("namespace", "default")
         now = self.stamp()
+        series = (metadata.get("uid", ""), namespace, metadata["name"], reason, message, component, host)
+        if series in self._events and await self._count(series, now):
+            return
         body = {
             "apiVersion": "v1",
             "kind": "Event",
@@ -154,6 +163,22 @@ class Context:
             "reportingInstance": host,
         }
         try:
-            await self.client.create(f"/api/v1/namespaces/{namespace}/events", body)
+            made = await self.client.create(f"/api/v1/namespaces/{namespace}/events", body)
         except Refused as error:
             log.debug("event %s about %s: %s", reason, metadata["name"], error)
+            return
+        while len(self._events) >= MOST_SERIES:
+            del self._events[next(iter(self._events))]
+        self._events[series] = (made["metadata"]["name"], 1)
+
+    async def _count(self, series: tuple[str, ...], now: str) -> bool:
+        """Whether the event that was told before still stands and now counts one more."""
+        name, count = self._events.pop(series)
+        self._events[series] = (name, count + 1)
+        body = {"count": count + 1, "lastTimestamp": now}
+        try:
+            await self.client.patch(f"/api/v1/namespaces/{series[1]}/events/{name}", body)
+        except Refused:  # expired meanwhile
+            self._events.pop(series, None)
+            return False
+        return True

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,7 +106,10 @@ class Kubelets:
                 self._silent.add(node["metadata"]["name"])
         for pod in list(context.pods.items.values()):
             self._changed("ADDED", pod)
-        handlers = [(context.pods, self._changed), (context.nodes, self._node_changed)]
+        handlers: list[tuple[Cache, Callable[[str, Object], None]]] = [
+            (context.pods, self._changed),
+            (context.nodes, self._node_changed),
+        ]
         handlers += [(cache, self._source_changed) for cache in held.values()]
         handlers += [(held["PersistentVolumeClaim"], self._claim_changed), (held["PersistentVolume"], self._gone)]
         for cache, handler in handlers:
@@ -433,13 +436,14 @@ class Kubelets:
         if volume is None:
             return
         size = volume["spec"]["capacity"]["storage"]
-        rows = [row for row in claim["status"].get("conditions") or () if "Resiz" not in row["type"].replace("Size", "siz")
-                and row["type"] not in {"FileSystemResizePending", "Resizing"}]  # fmt: skip
+        done = {"FileSystemResizePending", "Resizing", "NodeResizeError", "ControllerResizeError"}
+        rows = [row for row in claim["status"].get("conditions") or () if row["type"] not in done]
         status = {"capacity": {**claim["status"].get("capacity", {}), "storage": size}, "conditions": rows,
                   "allocatedResourceStatuses": None}  # fmt: skip
         path = f"/api/v1/namespaces/{space}/persistentvolumeclaims/{name}/status"
         await self.context.client.patch(path, {"status": status})
-        said = f'MountVolume.NodeExpandVolume succeeded for volume "{volume["metadata"]["name"]}" {pod["spec"]["nodeName"]}'
+        where = f'"{volume["metadata"]["name"]}" {pod["spec"]["nodeName"]}'
+        said = f"MountVolume.NodeExpandVolume succeeded for volume {where}"
         for about in (pod, claim):
             await self.context.event(
                 about, "FileSystemResizeSuccessful", said, component="kubelet", host=pod["spec"]["nodeName"]

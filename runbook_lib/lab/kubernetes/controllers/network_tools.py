@@ -133,9 +133,7 @@ async def _iperf3(call: Call) -> int:
     outcome = await call.place.connect(host, port, 5.0)
     if outcome.result != "connected":
         why = {"refused": "Connection refused", "timeout": "Connection timed out", "dns": "Name does not resolve"}
-        said = (
-            "unable to connect to server - server may have stopped running or use a different port, firewall issue, "
-        )
+        said = "unable to connect to server - server may have stopped running or use a different port, firewall issue, "
         said += f"etc.: {why[outcome.result]}"
         if "-J" in call.words or "--json" in call.words:
             call.out(json.dumps({"start": {}, "intervals": [], "end": {}, "error": said}, indent=1) + "\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from . import images, node_fit, pod_status, probes, volumes
 from .client import Object, key_of
@@ -441,7 +441,7 @@ class PodLife:
         watchers = [asyncio.ensure_future(self._probe(container, kind)) for kind in probes.KINDS if kind in container]
         try:
             await self.report()
-            await asyncio.wait([work, kill], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(cast("list[asyncio.Future[Any]]", [work, kill]), return_when=asyncio.FIRST_COMPLETED)
             if work.done() and not kill.done() and isinstance(result := work.result(), Runs):
                 return result, await kill
             return (work.result() if work.done() else Runs()), (kill.result() if kill.done() else "")

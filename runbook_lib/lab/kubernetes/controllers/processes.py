@@ -51,7 +51,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Program:
-    """What an image runs. `image` is the last part of its repository's name; `args` must all be among the words.
+    """What an image runs. `image` is the end of its repository's name; `args` must all be among the words.
 
     `run` works until it is cancelled; it raises Exit when the real program would end.
     """
@@ -72,10 +72,13 @@ class Processes:
 
     def knows(self, container: Object) -> Program | None:
         """The program of the container's image, or None."""
-        name = str(container["image"]).partition("@")[0].rpartition("/")[2].partition(":")[0]
+        path, _, last = str(container["image"]).partition("@")[0].rpartition("/")
+        name = f"{path}/{last.partition(':')[0]}"
         words = [*(container.get("command") or ()), *(container.get("args") or ())]
         for program in self.programs:
-            if program.image == name and all(any(word in given for given in words) for word in program.args):
+            if name.endswith(f"/{program.image}") and all(
+                any(word in given for given in words) for word in program.args
+            ):
                 return program
         return None
 

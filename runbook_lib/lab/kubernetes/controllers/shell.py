@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -202,12 +203,11 @@ class Shell:
 
     async def _if(self, given: Tokens, stdin: bytes, out: int | list[bytes]) -> None:
         parts = _split(given[1:-1], {"then", "elif", "else"})
-        head, taken = parts[0][1], False
+        head: Tokens | None = parts[0][1]
         for word, body in parts[1:]:
             if word == "then" and head is not None:
                 await self._list(head, stdin, out)
-                taken = self.code == 0
-                if taken:
+                if self.code == 0:
                     await self._list(body, stdin, out)
                     return
                 head = None
@@ -254,10 +254,8 @@ class Shell:
         self.turns += 1
         if self.turns > MOST_TURNS and self.place.write is None:
             raise Forever
-        try:
+        with contextlib.suppress(_Continue):
             await self._list(body, stdin, out)
-        except _Continue:
-            pass
 
     async def _redirected(
         self, given: Tokens, rest: Tokens, stdin: bytes, out: int | list[bytes]
@@ -325,8 +323,7 @@ class Shell:
             at += 1
         while words and (match := _ASSIGNMENT.match(words[0])):
             value = "".join(await self.expand(match.group(2), split=False))
-            if len(words) == 1 or True:
-                self.variables[match.group(1)] = value
+            self.variables[match.group(1)] = value
             words.pop(0)
         if not words:
             if not given or not any("$(" in text for _, text in given):
