@@ -162,6 +162,7 @@ class Lab:
             "faults": self.faults.rules(),
             "proxmox": proxmox_kept.taken(self.state),
             "kubernetes": kubernetes_kept.snapshot(self._platform.cluster),
+            "tenants": self._platform.tenants.taken(),
         }
 
     async def give_back(self, kept: Mapping[str, Any]) -> None:
@@ -176,6 +177,7 @@ class Lab:
                 rules = [fault_from(entry) for entry in kept["faults"]]
                 state = proxmox_kept.given_back(empty, dict(kept["proxmox"]))
                 kubernetes_kept.restore(platform.cluster, dict(kept["kubernetes"]))
+                platform.tenants.kept = dict(kept.get("tenants") or {})
             except (AttributeError, LookupError, TypeError, ValueError) as error:
                 raise ValueError(f"no snapshot of a lab: {error}") from error
             await self._replace(wanted, rules, state, platform)
@@ -215,6 +217,8 @@ class Lab:
         self.machines = Machines(self.state, self.clock)
         home = Home(self.kubernetes_site.url, platform.controllers.context)
         self.machines.add(home, *endpoints(platform.section), self.kubernetes_site.url.removeprefix("https://"))
+        inside = self.machines
+        platform.tenants.listen(lambda place, url, context: inside.add(Home(url, context), place))
         self._inside = asyncio.get_running_loop().create_task(self.machines.run())
 
     def show_certificates(self) -> None:

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from runbook_lib.lab.clock import Clock
 from runbook_lib.lab.kubernetes.cluster import Cluster, User
+from runbook_lib.lab.kubernetes.controllers import kamaji, kubeadm_bootstrap
 from runbook_lib.lab.kubernetes.controllers.capi import (
     PROGRAMS,
     health_checks,
@@ -29,12 +30,15 @@ from runbook_lib.lab.kubernetes.controllers.context import Context
 from runbook_lib.lab.kubernetes.controllers.network import World
 from runbook_lib.lab.kubernetes.controllers.processes import Process
 from runbook_lib.lab.kubernetes.controllers.reconcile import reconcile
+from runbook_lib.lab.kubernetes.controllers.remote import RemoteClient
 from runbook_lib.lab.kubernetes.seeds import crds
 from runbook_lib.lab.kubernetes.server import create_app
+from runbook_lib.lab.tenants import Tenants
 
 Object = dict[str, Any]
 TOKEN, SPACE = "a-token-of-the-test", "tenant-root"
 INFRA = "infrastructure.cluster.x-k8s.io"
+TENANTS = f"/apis/kamaji.clastix.io/v1alpha1/namespaces/{SPACE}/tenantcontrolplanes"
 BOTH = pytest.mark.parametrize("version", ["v1beta1", "v1beta2"])
 
 
@@ -117,6 +121,59 @@ class Site:
             {**api, "kind": "MachineDeployment", "metadata": {"name": "md"}, "spec": spec},
         )
         await self.initialize()
+
+    def secret(self, name: str) -> str:
+        """The path of a Secret."""
+        return f"/api/v1/namespaces/{SPACE}/secrets/{name}"
+
+    async def managed_cluster(self, plane: str) -> None:
+        """Applies a cluster whose control plane Kamaji runs, with one worker of kubeadm."""
+        make, core = self.client.create, {"apiVersion": f"cluster.x-k8s.io/{self.version}"}
+        await make(
+            self.infra("labclusters"), {"apiVersion": f"{INFRA}/v1", "kind": "LabCluster", "metadata": {"name": "c"}}
+        )
+        await self.template("t1")
+        boot = f"bootstrap.cluster.x-k8s.io/{self.version}"
+        body = {"metadata": {"name": "k1"}, "spec": {"template": {"spec": {"joinConfiguration": {}}}}}
+        path = f"/apis/{boot}/namespaces/{SPACE}/kubeadmconfigtemplates"
+        await make(path, {"apiVersion": boot, "kind": "KubeadmConfigTemplate", **body})
+        managed = f"controlplane.cluster.x-k8s.io/{plane}"
+        spec = {"version": "v1.33.0", "replicas": 2, "dataStoreName": "default"}
+        path = f"/apis/{managed}/namespaces/{SPACE}/kamajicontrolplanes"
+        await make(path, {"apiVersion": managed, "kind": "KamajiControlPlane", "metadata": {"name": "c"}, "spec": spec})
+
+        def refer(api: str, kind: str, name: str) -> Object:
+            group = {"apiGroup": api.partition("/")[0]} if self.version == "v1beta2" else {"apiVersion": api}
+            return {**group, "kind": kind, "name": name}
+
+        spec = {
+            "infrastructureRef": self.reference("LabCluster", "c"),
+            "controlPlaneRef": refer(managed, "KamajiControlPlane", "c"),
+        }
+        await make(self.path("clusters"), {**core, "kind": "Cluster", "metadata": {"name": "c"}, "spec": spec})
+        inner = {
+            "clusterName": "c",
+            "version": "v1.33.0",
+            "bootstrap": {"configRef": refer(boot, "KubeadmConfigTemplate", "k1")},
+            "infrastructureRef": self.reference("LabMachineTemplate", "t1"),
+        }
+        spec = {"clusterName": "c", "replicas": 1, "selector": {"matchLabels": {}}, "template": {"spec": inner}}
+        await make(
+            self.path("machinedeployments"),
+            {**core, "kind": "MachineDeployment", "metadata": {"name": "md"}, "spec": spec},
+        )
+
+    async def first_machine(self) -> Object:
+        """The first machine once there is one with bootstrap data."""
+
+        def wanted(rows: Object) -> bool:
+            return any(row["spec"]["bootstrap"].get("dataSecretName") for row in rows["items"])
+
+        return dict((await self.until(self.path("machines"), wanted))["items"][0])
+
+    def secret_of_first_machine(self, machine: Object) -> str:
+        """The path of the Secret with a machine's bootstrap data."""
+        return self.secret(machine["spec"]["bootstrap"]["dataSecretName"])
 
     async def initialize(self) -> None:
         """Says, in place of a control plane provider, that the API server can be asked."""
@@ -201,13 +258,18 @@ def health(status: str) -> Object:
     }
 
 
+MANAGED = (*kamaji.PROGRAMS, *kubeadm_bootstrap.PROGRAMS)
+
+
 @asynccontextmanager
-async def living(version: str) -> AsyncIterator[Site]:
-    """The API server, its tenant being itself, with the manager that writes this version."""
+async def living(version: str, *, kamaji: bool = False, serves: bool = True) -> AsyncIterator[Site]:
+    """The API server, its tenant being itself or one that Kamaji runs, with managers that write this version."""
     cluster = Cluster()
     flavour = "capi-v1beta2" if version == "v1beta2" else "cozystack-1.6"
     kinds = [
-        item for item in crds.definitions(flavour, born(), {}) if item["spec"]["group"].endswith("cluster.x-k8s.io")
+        item
+        for item in crds.definitions(flavour, born(), {})
+        if item["spec"]["group"].endswith(("cluster.x-k8s.io", "kamaji.clastix.io"))
     ]
     for item in kinds:
         item["spec"]["conversion"] = {"strategy": "None"}
@@ -218,12 +280,18 @@ async def living(version: str) -> AsyncIterator[Site]:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     client = KubeClient(url, TOKEN)
-    context = Context(KubeClient(url, TOKEN), Clock(math.inf), World())
+    tenants = Tenants(Clock(math.inf))
+    planes = tenants if serves else None
+    context = Context(KubeClient(url, TOKEN), Clock(math.inf), World(), control_planes=planes)
     site = Site(client, context, version)
     tag = "v1.12.10" if version == "v1beta2" else "v1.10.1"
-    process = Process({"metadata": {"name": "capi", "namespace": "capi"}}, {"image": f"x/cluster-api-controller:{tag}"}, {},
-                      site.lines.append)  # fmt: skip
-    context.spawn(PROGRAMS[0].run(context, process), name="manager")  # type: ignore[arg-type]
+    programs = [*PROGRAMS, *(MANAGED if kamaji else ())]
+    for program in programs:
+        release = ("v0.20.0" if version == "v1beta2" else "v0.19.0") if "kamaji" in program.image else tag
+        pod = {"metadata": {"name": "manager", "namespace": "capi"}}
+        process = Process(pod, {"image": f"x/{program.image}:{release}"}, {}, site.lines.append)
+        work: Any = program.run(context, process)
+        context.spawn(work, name=program.image)
     context.spawn(infrastructure(site), name="infrastructure")
     try:
         await client.create("/api/v1/namespaces", {"metadata": {"name": SPACE}})
@@ -232,11 +300,15 @@ async def living(version: str) -> AsyncIterator[Site]:
             "clusters": [{"name": "c", "cluster": {"server": url}}], "users": [{"name": "u", "user": {"token": TOKEN}}],
         }  # fmt: skip
         data = {"value": base64.b64encode(yaml.safe_dump(config).encode()).decode()}
-        await client.create(f"/api/v1/namespaces/{SPACE}/secrets", {"metadata": {"name": "c-kubeconfig"}, "data": data})
+        if not kamaji:
+            await client.create(
+                f"/api/v1/namespaces/{SPACE}/secrets", {"metadata": {"name": "c-kubeconfig"}, "data": data}
+            )
         yield site
     finally:
         await client.close()
         await context.stop()
+        await tenants.close()
         await context.client.close()
         await runner.cleanup()
 
@@ -461,3 +533,106 @@ def test_empty_selector_chooses_nothing() -> None:
     """As Cluster API has it, unlike a Service."""
     assert not matches({}, {"a": "b"})
     assert matches({"matchLabels": {"a": "b"}}, {"a": "b"})
+
+
+# --- Kamaji and kubeadm -------------------------------------------------------------------------------------------
+
+SHAPES = pytest.mark.parametrize(("version", "plane"), [("v1beta1", "v1alpha1"), ("v1beta2", "v1alpha2")])
+
+
+@SHAPES
+def test_tenant_control_plane_is_served_and_its_machines_get_join_documents(version: str, plane: str) -> None:
+    """A Cluster with Kamaji answers on its own port, and a worker's document leads there with a token it knows."""
+
+    async def story() -> None:
+        async with living(version, kamaji=True) as site:
+            await site.managed_cluster(plane)
+            config = await site.until(site.secret("c-kubeconfig"), lambda s: s["data"].get("value"))
+            data = await site.until(site.secret_of_first_machine(await site.first_machine()), lambda s: s["data"])
+            document = yaml.safe_load(base64.b64decode(data["data"]["value"]))
+            files = {row["path"]: row["content"] for row in document["write_files"]}
+            join_file = yaml.safe_load(files["/run/kubeadm/kubeadm-join-config.yaml"])
+            found = join_file["discovery"]["bootstrapToken"]
+            tenant = RemoteClient(base64.b64decode(config["data"]["value"]).decode())
+            try:
+                info = await tenant.get("/api/v1/namespaces/kube-public/configmaps/cluster-info")
+                published = yaml.safe_load(info["data"]["kubeconfig"])["clusters"][0]["cluster"]
+                assert published["server"] == f"https://{found['apiServerEndpoint']}"
+                pem = base64.b64decode(published["certificate-authority-data"])
+                assert found["caCertHashes"] == [kubeadm_bootstrap.hash_of(pem)]
+                tokens = await tenant.list("/api/v1/namespaces/kube-system/secrets")
+                assert f"bootstrap-token-{found['token'][:6]}" in {row["metadata"]["name"] for row in tokens["items"]}
+            finally:
+                await tenant.close()
+
+    asyncio.run(story())
+
+
+@SHAPES
+def test_deleted_tenant_answers_no_more(version: str, plane: str) -> None:
+    """With the Cluster the control plane, its Secrets' owner and its port go."""
+
+    async def story() -> None:
+        async with living(version, kamaji=True) as site:
+            await site.managed_cluster(plane)
+            config = await site.until(site.secret("c-kubeconfig"), lambda s: s["data"].get("value"))
+            await site.client.delete(site.path("clusters", "c"))
+            await site.until(site.path("clusters"), lambda rows: not rows["items"])
+            await site.until(TENANTS, lambda rows: not rows["items"])
+            tenant = RemoteClient(base64.b64decode(config["data"]["value"]).decode())
+            try:
+                with pytest.raises(OSError):
+                    for _ in range(200):
+                        await tenant.get("/version")
+                        await asyncio.sleep(0.01)
+            finally:
+                await tenant.close()
+
+    asyncio.run(story())
+
+
+def test_where_nobody_serves_kamaji_says_so() -> None:
+    """On a real API server there is no one to ask, and the log and an event tell."""
+
+    async def story() -> None:
+        async with living("v1beta1", kamaji=True, serves=False) as site:
+            await site.managed_cluster("v1alpha1")
+
+            def told(rows: Object) -> bool:
+                return any(row["reason"] == "FailedToServe" for row in rows["items"])
+
+            await site.until(f"/api/v1/namespaces/{SPACE}/events", told)
+            assert any(kamaji.NOBODY_SERVES in line for line in site.lines)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(("version", "api", "kind"), [("v1.30.4", "v1beta3", dict), ("v1.33.0", "v1beta4", list)])
+def test_join_configuration_follows_kubernetes(version: str, api: str, kind: type) -> None:
+    """kubeadm's API and the shape of its arguments change with 1.31."""
+    spec = {"joinConfiguration": {"nodeRegistration": {"kubeletExtraArgs": {"provider-id": "proxmox://x"}}}}
+    found = kubeadm_bootstrap.join_configuration(spec, {"token": "t"}, version)
+    assert found["apiVersion"] == f"kubeadm.k8s.io/{api}"
+    assert isinstance(found["nodeRegistration"]["kubeletExtraArgs"], kind)
+
+
+def test_control_plane_that_slept_knows_what_it_knew() -> None:
+    """What a control plane held is there again when it is started anew, under the same authority and port."""
+
+    async def story() -> None:
+        tenants = Tenants(Clock(math.inf))
+        first = await tenants.start("ns", "c", "v1.33.0")
+        client = RemoteClient(first.admin_kubeconfig)
+        await client.create("/api/v1/namespaces", {"metadata": {"name": "mine"}})
+        await client.close()
+        await tenants.stop("ns", "c", forget=False)
+        second = await tenants.start("ns", "c", "v1.33.0", authority=(first.ca_pem, first.ca_key))
+        client = RemoteClient(first.admin_kubeconfig)
+        try:
+            assert (await client.get("/api/v1/namespaces/mine"))["metadata"]["name"] == "mine"
+            assert second.port == first.port
+        finally:
+            await client.close()
+            await tenants.close()
+
+    asyncio.run(story())

@@ -11,11 +11,15 @@ from . import (
     capi,
     capmox,
     ccm,
+    cronjobs,
     daemonsets,
     deployments,
     disruption,
     endpoints,
     ipam,
+    jobs,
+    kamaji,
+    kubeadm_bootstrap,
     metallb,
     node_lifecycle,
     replicasets,
@@ -24,6 +28,7 @@ from . import (
 )
 from .client import KubeClient
 from .context import Clock, Context
+from .control_planes import ControlPlanes
 from .kubelet import Kubelets
 from .network import World, world
 from .processes import Processes, Program
@@ -36,13 +41,23 @@ MANAGERS: tuple[Callable[[Context], Coroutine[Any, Any, None]], ...] = (
     replicasets.run,
     statefulsets.run,
     daemonsets.run,
+    jobs.run,
+    cronjobs.run,
     endpoints.run,
     disruption.run,
     node_lifecycle.run,
 )
 """What the controller manager runs on every cluster: functions of a Context."""
 
-PROGRAMS: tuple[Program, ...] = (*capi.PROGRAMS, *capmox.PROGRAMS, *ccm.PROGRAMS, *ipam.PROGRAMS, *metallb.PROGRAMS)
+PROGRAMS: tuple[Program, ...] = (
+    *capi.PROGRAMS,
+    *capmox.PROGRAMS,
+    *ccm.PROGRAMS,
+    *ipam.PROGRAMS,
+    *kamaji.PROGRAMS,
+    *kubeadm_bootstrap.PROGRAMS,
+    *metallb.PROGRAMS,
+)
 """What runs as containers do, by their image."""
 
 
@@ -69,14 +84,16 @@ async def start_all(
     ca_file: str | None,
     clock: Clock,
     section: Mapping[str, Any] | None = None,
+    control_planes: ControlPlanes | None = None,
 ) -> Handles:
     """Every controller, started against the API server.
 
-    `section` is the scenario's `kubernetes:` and tells what lies outside the cluster.
+    `section` is the scenario's `kubernetes:` and tells what lies outside the cluster. `control_planes` can serve
+    tenants' control planes.
     """
     section = section or {}
     client = KubeClient(base_url, token, ca_file, name="lab-controllers")
-    context = Context(client, clock, world(section), seed=int(section.get("seed", 1)))
+    context = Context(client, clock, world(section), seed=int(section.get("seed", 1)), control_planes=control_planes)
     kubelets = Kubelets(context, Processes(context, PROGRAMS))
     context.spawn(scheduler.run(context), name="lab-scheduler")
     context.spawn(kubelets.run(), name="lab-kubelets")

@@ -208,5 +208,5 @@ def write(item: Mapping[str, Any], status: Object, conditions: Conditions) -> Ob
             deprecated["conditions"] = old
         rest = {"deprecated": {"v1beta1": deprecated}} if deprecated else {}
         return {**status, **rest, "conditions": new}
-    rest = {"v1beta2": {**(status.get("v1beta2") or {}), "conditions": new}}
-    return {**status, **({"conditions": old} if old else {}), **rest}
+    newer: Object = {"v1beta2": {**(status.get("v1beta2") or {}), "conditions": new}}
+    return {**status, **({"conditions": old} if old else {}), **newer}

@@ -474,7 +474,7 @@ def _judge_new(
     if available >= count - short:
         judged.put("Available", True, "Available")
     else:
-        where = "spec.strategy.rollout.maxUnavailable" if raised else "spec.strategy.rollout.maxUnavailable"
+        where = "spec.strategy.rollout.maxUnavailable"
         said = f"{available} available replicas, at least {count - short} required"
         judged.put("Available", False, "NotAvailable", f"{said} ({where} is {short}, spec.replicas is {count})")
     stale = [m for m in machines if conditions.new_of(m).get("UpToDate", {}).get("status") == "False"]
