@@ -91,9 +91,9 @@ class _Queue:
             self._again.discard(key)
             self.add(key)
 
-    def add_later(self, key: Key, waiting: Awaitable[None]) -> None:
+    def add_later(self, key: Key, wait_for: Callable[[float], Awaitable[None]], seconds: float) -> None:
         async def wait() -> None:
-            await waiting
+            await wait_for(seconds)  # made here: a timer that is cancelled before it runs leaves nothing behind
             if self._later.get(key) is task:
                 del self._later[key]
             self.add(key)
@@ -117,10 +117,10 @@ async def _serve(context: Context, cache: Cache, work: Work, queue: _Queue) -> N
             conflict = isinstance(error, Refused) and error.code == 409
             log.debug("%s %s: %s", cache.path, "/".join(key), error)
             pause = FIRST_PAUSE / 5 if conflict and count < 5 else min(FIRST_PAUSE * 2**count, LAST_PAUSE)
-            queue.add_later(key, asyncio.sleep(pause))
+            queue.add_later(key, asyncio.sleep, pause)
         else:
             queue.failures.pop(key, None)
             if after is not None:
-                queue.add_later(key, context.clock.sleep(after))
+                queue.add_later(key, context.clock.sleep, after)
         finally:
             queue.done(key)
