@@ -107,6 +107,7 @@ def _pod(cluster: Cluster, kind: Kind, obj: Json) -> Json:
     spec = dict(obj["spec"])
     obj = obj | {"spec": spec}
     _priority(cluster, kind, obj, spec)
+    _runtime_class(cluster, kind, obj, spec)
     _service_account(cluster, kind, obj, spec)
     for key in ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"):
         tolerations = spec.get("tolerations") or []
@@ -114,6 +115,23 @@ def _pod(cluster: Cluster, kind: Kind, obj: Json) -> Json:
             extra = {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}
             spec["tolerations"] = [*tolerations, extra]
     return _limit_defaults(cluster, obj)
+
+
+def _runtime_class(cluster: Cluster, kind: Kind, obj: Json, spec: Json) -> None:
+    name = spec.get("runtimeClassName")
+    if not name:
+        return
+    found = cluster.store.get("node.k8s.io/runtimeclasses", ("", name))
+    if found is None:
+        text = f'pod rejected: RuntimeClass "{name}" not found'
+        raise forbidden(kind.group, kind.plural, obj["metadata"].get("name", ""), text)
+    if overhead := (found.obj.get("overhead") or {}).get("podFixed"):
+        spec["overhead"] = overhead
+    scheduling = found.obj.get("scheduling") or {}
+    if scheduling.get("nodeSelector"):
+        spec["nodeSelector"] = (spec.get("nodeSelector") or {}) | scheduling["nodeSelector"]
+    if scheduling.get("tolerations"):
+        spec["tolerations"] = [*(spec.get("tolerations") or []), *scheduling["tolerations"]]
 
 
 def _priority(cluster: Cluster, kind: Kind, obj: Json, spec: Json) -> None:

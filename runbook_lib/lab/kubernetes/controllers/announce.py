@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 
@@ -81,8 +82,7 @@ class Announcer:
             except (Refused, aiohttp.ClientError, TimeoutError, OSError) as error:
                 log.debug("event %s about %s: %s", reason, about["metadata"]["name"], error)
             for memory in (self._similar, self._told, self._tokens):
-                while len(memory) > REMEMBERED:
-                    del memory[next(iter(memory))]  # type: ignore[attr-defined]
+                _forget_oldest(memory)
 
     async def _tell(self, about: Object, kind: str, reason: str, message: str) -> None:
         metadata, context = about["metadata"], self._context
@@ -104,6 +104,11 @@ class Announcer:
         name = f"{metadata['name']}.{int(context.clock.now() * 1e9) + self._number:016x}"
         await context.client.create(path, _body(about, name, namespace, kind, reason, message, now, self._component))
         self._told[key] = _Told(name, 1)
+
+
+def _forget_oldest(memory: dict[Any, Any]) -> None:
+    while len(memory) > REMEMBERED:
+        del memory[next(iter(memory))]
 
 
 def _body(

@@ -207,6 +207,10 @@ def manage(item: Object, nodes: Iterable[Object], pods: Iterable[Object], update
     return steps
 
 
+def _born(pod: Object) -> tuple[float, str]:
+    return seconds_of(pod["metadata"].get("creationTimestamp")), pod["metadata"]["name"]
+
+
 def hash_of(pod: Object) -> str:
     """The letters of the revision the pod is of."""
     return str((pod["metadata"].get("labels") or {}).get(revisions.LABEL, ""))
@@ -234,7 +238,9 @@ def roll(item: Object, nodes: Iterable[Object], pods: Iterable[Object], update: 
     here: dict[str, list[Object]] = {}
     for pod in pods:
         here.setdefault(node_of(pod), []).append(pod)
-    lacking, at_once, candidates = 0, [], []
+    lacking = 0
+    at_once: list[Object] = []
+    candidates: list[Object] = []
     made: list[str] = []
     surging = 0
     for name in wanted:
@@ -280,8 +286,7 @@ def status_of(
         if not there:
             continue
         current += 1
-        first = sorted(there, key=lambda pod: (hash_of(pod) != update, seconds_of(pod["metadata"].get("creationTimestamp")),
-                                               pod["metadata"]["name"]))[0]  # fmt: skip
+        first = min(there, key=lambda pod: (hash_of(pod) != update, _born(pod)))
         ready += is_ready(first)
         available += is_ready(first) and first["metadata"]["uid"] in fine
         updated += hash_of(first) == update

@@ -15,6 +15,7 @@ from .pods_of import (
     Orphans,
     claim,
     delete_pods,
+    is_ended,
     is_going,
     is_ready,
     owner_keys,
@@ -174,8 +175,8 @@ def next_steps(item: Object, pods: Sequence[Object], update: str, available: Ite
     if "deletionTimestamp" in item["metadata"]:
         return Steps()
     make: list[int] = []
-    ended = [by_number[number] for number in wanted if number in by_number
-             and phase_of(by_number[number]) in {"Failed", "Succeeded"} and not is_going(by_number[number])]  # fmt: skip
+    here = [by_number[number] for number in wanted if number in by_number]
+    ended = [pod for pod in here if is_ended(pod) and not is_going(pod)]
     for number in wanted:
         pod = by_number.get(number)
         if pod is None:
