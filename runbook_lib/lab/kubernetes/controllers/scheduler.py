@@ -92,13 +92,15 @@ class Scheduler:
         if not gone and wants_a_node(pod):
             if key not in self.waiting:
                 self.queue.put_nowait(key)
-        elif (gone and before) or (node and not before):
+        elif gone and before:
             self.retry()
+        elif node and not before:
+            self.retry_companions()
 
-    def node_changed(self, _kind: str, node: Object) -> None:
+    def node_changed(self, kind: str, node: Object) -> None:
         """Nothing; pods that fitted nowhere are tried again when the node changed in a way that matters."""
         name = node["metadata"]["name"]
-        state = _scheduling_state(node) if _kind != "DELETED" else None
+        state = _scheduling_state(node) if kind != "DELETED" else None
         if self.seen.get(name) != state:
             self.seen[name] = state
             self.retry()
@@ -108,6 +110,14 @@ class Scheduler:
         for key in list(self.waiting):
             self.waiting.discard(key)
             self.queue.put_nowait(key)
+
+    def retry_companions(self) -> None:
+        """Nothing; pods that want to be near others are tried again, as others came."""
+        for key in list(self.waiting):
+            spec = (self.context.pods.items.get(key) or {"spec": {}})["spec"]
+            if (spec.get("affinity") or {}).get("podAffinity"):
+                self.waiting.discard(key)
+                self.queue.put_nowait(key)
 
     # -- decisions -------------------------------------------------------------------------------
 
@@ -226,7 +236,9 @@ class Scheduler:
             log.debug("binding %s/%s to %s: %s", namespace, name, node, error)
             return False
         message = f"Successfully assigned {namespace}/{name} to {node}"
-        await self.context.event(pod, "Scheduled", message, component=NAME)
+        telling = asyncio.get_running_loop().create_task(self.context.event(pod, "Scheduled", message, component=NAME))
+        self.binding.add(telling)  # the next pod does not wait for the words about this one
+        telling.add_done_callback(self.binding.discard)
         return True
 
     async def _preempt(self, pod: Object, victim: Object, node: str) -> None:
