@@ -114,7 +114,7 @@ def pod(name: str, *, node: str = "a", ready: bool = True, phase: str = "Running
 
 def test_pods_are_deleted_in_the_real_order() -> None:
     """Unassigned, pending, not ready, cheap to delete, and crowded pods go first, in this order."""
-    cheap = {"annotations": {"controller.kubernetes.io/pod-deletion-cost": "-5"}}
+    cheap: Any = {"annotations": {"controller.kubernetes.io/pod-deletion-cost": "-5"}}
     pods = [pod("fine", node="b"), pod("crowded"), pod("crowd"), pod("cheap", node="c", **cheap),
             pod("unready", ready=False), pod("pending", phase="Pending", ready=False),
             pod("unbound", node="", phase="Pending", ready=False)]  # fmt: skip
@@ -195,7 +195,7 @@ def node(name: str, *taints: Object, **labels: str) -> Object:
 )
 def test_daemons_tolerate_what_daemons_tolerate(taint: Object, run: bool, stay: bool) -> None:
     """Node trouble does not move a daemon; a foreign NoExecute does."""
-    item = {"spec": {"template": {"spec": {}}}}
+    item: Object = {"spec": {"template": {"spec": {}}}}
     assert daemonsets.fits(item, node("a", taint)) == (run, stay)
 
 
