@@ -9,8 +9,10 @@ from typing import Any
 from . import (
     bootstrap_tokens,
     capi,
+    capi_operator,
     capmox,
     ccm,
+    cert_manager,
     cronjobs,
     daemonsets,
     deployments,
@@ -25,6 +27,7 @@ from . import (
     replicasets,
     scheduler,
     statefulsets,
+    storage,
 )
 from .client import KubeClient
 from .context import Clock, Context
@@ -46,17 +49,21 @@ MANAGERS: tuple[Callable[[Context], Coroutine[Any, Any, None]], ...] = (
     endpoints.run,
     disruption.run,
     node_lifecycle.run,
+    *storage.MANAGERS,
 )
 """What the controller manager runs on every cluster: functions of a Context."""
 
 PROGRAMS: tuple[Program, ...] = (
     *capi.PROGRAMS,
+    *capi_operator.PROGRAMS,
+    *cert_manager.PROGRAMS,
     *capmox.PROGRAMS,
     *ccm.PROGRAMS,
     *ipam.PROGRAMS,
     *kamaji.PROGRAMS,
     *kubeadm_bootstrap.PROGRAMS,
     *metallb.PROGRAMS,
+    *storage.PROGRAMS,
 )
 """What runs as containers do, by their image."""
 
