@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         proxmox,
         results,
         runner,
+        trials,
         versions,
     )
     from runbook_lib.errors import RunbookError
@@ -51,6 +52,7 @@ __all__ = [
     "proxmox",
     "results",
     "runner",
+    "trials",
     "versions",
     "worst",
 ]

@@ -15,12 +15,14 @@ import contextlib
 import json
 import os
 import re
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from runbook_lib import bridges
 from runbook_lib.errors import ApiError, BadAnswer, Conflict, NotFound, UnfinishedChange, WaitTimeout
 from runbook_lib.model import Change
 from runbook_lib.plan import MARK, Marked, Search, mark
@@ -64,6 +66,8 @@ class ProxmoxExecutor:
         return proof
 
     def _taken_back(self, undo: Mapping[str, Any], change: Change) -> str:
+        if "bridge" in undo:
+            return self._bridge_taken_back(undo["bridge"], change)
         look = undo.get("look")
         if look is None:
             self._request(change, undo)
@@ -76,21 +80,37 @@ class ProxmoxExecutor:
             self._request(change, {**undo, "path": _filled(undo["path"], row)})
         return self._gone(look, change)
 
+    def _bridge_taken_back(self, bridge: Mapping[str, Any], change: Change) -> str:
+        def send(method: str, path: str) -> None:
+            self._request(change, {"method": method, "path": path})
+
+        return bridges.take_back(
+            self._connect(), bridge, send, sleep=self._sleep, clock=self._clock, patience=GONE_SECONDS
+        )
+
     def exists(self, change: Change) -> bool:
         """Whether the thing is listed with the run's mark."""
+        if "bridge" in (change.undo or {}):
+            bridge = (change.undo or {})["bridge"]
+            seen = bridges.look(self._connect(), bridge)
+            return not seen.gone and bridges.is_ours(seen, bridge)
         look = (change.undo or change.request).get("look")
         return look is not None and self._find(look, change)[1] is not None
 
     def marked(self, run: str | None, targets: Iterable[str] = ()) -> Search:
-        """VMs, containers, pools, users, tokens and volumes with the mark, as the nodes themselves list them."""
+        """Guests, pools, users, tokens, volumes and bridges with the mark, as the nodes themselves list them."""
         pve, things, unseen = self._connect(), [], []
 
-        def rows(path: str, **params: Any) -> list[dict[str, Any]]:
+        def answer(path: str, **params: Any) -> Mapping[str, Any]:
             try:
-                return [dict(row) for row in pve.get(path, **params) or []]
+                found: Mapping[str, Any] = pve.answer(path, **params)
             except ApiError as error:
                 unseen.append(f"GET {path}: {error.came or error}")
-                return []
+                return {}
+            return found
+
+        def rows(path: str, **params: Any) -> list[dict[str, Any]]:
+            return [dict(row) for row in answer(path, **params).get("data") or []]
 
         def note(target: str, text: Any, undo: Callable[[str], dict[str, Any]], kept: bool | None = None) -> None:
             found = _MARK.search(str(text or ""))
@@ -112,6 +132,8 @@ class ProxmoxExecutor:
                 for row in rows(f"/nodes/{node}/{kind}"):
                     target = f"/nodes/{node}/{kind}/{row['vmid']}"
                     note(target, row.get("tags"), partial(guest_undo, node, int(row["vmid"]), kind=kind))
+            for iface, comment in bridges.marked(answer(f"/nodes/{node}/network")):
+                note(f"/nodes/{node}/network/{iface}", comment, partial(bridges.undo, node, iface), kept=False)
             for storage in rows(f"/nodes/{node}/storage", enabled=1):
                 if not storage.get("active", 1) or storage["storage"] in shared:
                     continue
@@ -131,8 +153,9 @@ class ProxmoxExecutor:
         with pve.wire.permit(change.id):
             if "upload" in request:
                 file = request["upload"]
-                path = self._root / file["file"]
-                answer = upload(pve, file["node"], file["storage"], path, "import", sha256=file["sha256"])
+                with self._file(file) as path:
+                    content = file.get("content", "import")
+                    answer = upload(pve, file["node"], file["storage"], path, content, sha256=file.get("sha256", ""))
             else:
                 answer = pve.request(request["method"], request["path"], **(request.get("params") or {}))
         if isinstance(answer, str) and answer.startswith("UPID:"):
@@ -141,6 +164,17 @@ class ProxmoxExecutor:
         if "secret" in request:
             return self._keep_secret(answer, request["secret"], change)
         return {"data": answer}
+
+    @contextlib.contextmanager
+    def _file(self, file: Mapping[str, Any]) -> Iterator[Path]:
+        """The file to be uploaded: one of the project's, or so many random bytes under the name that is given."""
+        if "file" in file:
+            yield self._root / file["file"]
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / str(file["name"])
+            path.write_bytes(os.urandom(int(file["bytes"])))
+            yield path
 
     def _keep_secret(self, answer: Any, where: Mapping[str, str], change: Change) -> Mapping[str, Any]:
         """The answer with the secret exchanged for its reference; the value is on disk before anything else happens."""

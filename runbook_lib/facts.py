@@ -135,6 +135,42 @@ class Interface:
     cidr6: str | None = None
     gateway: str | None = None
     gateway6: str | None = None
+    raw_device: str | None = None  # what a VLAN interface lies on
+    comments: str = ""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What one node's interfaces are set to, by name; what comes and goes by itself (link state) is left out."""
+
+    node: str
+    interfaces: Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class SdnObject:
+    """One zone or vnet of GET /cluster/sdn/{zones,vnets}. `waits` is "new", "changed" or "deleted" until applied."""
+
+    kind: str  # "zone" | "vnet"
+    name: str
+    type: str  # "simple", "vlan", "qinq", "vxlan", "evpn"; "vnet"
+    zone: str = ""  # of a vnet
+    nodes: tuple[str, ...] = ()  # empty: all
+    bridge: str | None = None
+    tag: int | None = None
+    mtu: int | None = None
+    waits: str = ""
+
+
+@dataclass(frozen=True)
+class SdnStatus:
+    """How one zone or vnet is on one node: GET /nodes/{node}/sdn/zones and …/{zone}/content."""
+
+    node: str
+    kind: str  # "zone" | "vnet"
+    name: str
+    status: str  # "available" | "pending" | "error"
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -341,6 +377,29 @@ class TestVolume:
     storage: str
     volid: str
     found: Volume | None
+
+
+@dataclass(frozen=True)
+class TriedBridge:
+    """A bridge that was made for a proof, as its node has it now. `waits` while something is not applied there."""
+
+    node: str
+    name: str
+    found: Interface | None
+    waits: bool
+
+
+@dataclass(frozen=True)
+class GrownDisk:
+    """A disk that was made for a proof and then resized: the size asked for, and what config and storage say."""
+
+    node: str
+    vmid: int
+    disk: str  # "scsi0"
+    volid: str
+    wanted_bytes: int
+    config_bytes: int | None
+    listed_bytes: int | None
 
 
 @dataclass(frozen=True)

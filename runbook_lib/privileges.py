@@ -158,14 +158,14 @@ COMPONENTS: tuple[Component, ...] = (
             _Line(
                 "iso",
                 "/storage/{iso_storage}",
-                ("Datastore.AllocateSpace", "Datastore.AllocateTemplate", "Datastore.Audit"),
-                "upload test images",
+                ("Datastore.Allocate", "Datastore.AllocateSpace", "Datastore.AllocateTemplate", "Datastore.Audit"),
+                "upload test images and remove them",
             ),
             _Line(
                 "disks",
                 "/storage/{disk_storage}",
-                ("Datastore.AllocateSpace", "Datastore.Audit"),
-                "test volumes",
+                ("Datastore.Allocate", "Datastore.AllocateSpace", "Datastore.Audit"),
+                "test volumes, freed again",
             ),
         ),
         "The requests of this runbook's notebooks",

@@ -9,7 +9,8 @@ from typing import Any
 
 from runbook_lib import kubernetes, prepare, privileges, proxmox
 from runbook_lib.errors import NotFound, RunbookError, WaitTimeout
-from runbook_lib.facts import Cluster, Held, KubeNode, LoginAttempt, Reach, Template, TestVolume
+from runbook_lib.facts import Cluster, Held, KubeNode, LoginAttempt, Reach, Storage, Template, TestVolume
+from runbook_lib.model import Change
 from runbook_lib.plan import Applied
 from runbook_lib.prepare import Wanted
 
@@ -73,17 +74,32 @@ def _log(k8s: Any, manifest: Mapping[str, Any]) -> str:
 # --- volumes -----------------------------------------------------------------------------------------
 
 
-def listed_volumes(pve: Any, applied: Applied) -> list[TestVolume]:
-    """Each volume of the plan beside what its storage's own list says of it; nothing where nothing was sent."""
+def listed_volumes(pve: Any, applied: Applied, *, storages: Iterable[Storage] = ()) -> list[TestVolume]:
+    """Each volume of the plan beside what its storage's own list says of it; nothing where nothing was sent.
+
+    With `storages` a volume on a shared one is looked for through every node that has it: that is what shared means.
+    """
     rows = []
+    others = [row for row in storages if row.shared and row.active]
     for change in () if applied.refused else applied.plan.changes:
-        _, _, node, _, storage, *_ = change.request["path"].split("/")
-        filename = change.request["params"]["filename"]
-        found = {volume.volid: volume for volume in proxmox.volumes(pve, node, storage, "images")}
-        match = next((volid for volid in found if volid.rpartition("/")[2].rpartition(":")[2] == filename), None)
-        volid = match or f"{storage}:{filename}"
-        rows.append(TestVolume(node, storage, volid, found.get(volid)))
+        made, storage, filename = _place(change)
+        nodes = [made, *(row.node for row in others if row.name == storage and row.node != made)]
+        for node in nodes if filename else ():
+            found = {volume.volid: volume for volume in proxmox.volumes(pve, node, storage)}
+            match = next((volid for volid in found if volid.rpartition("/")[2].rpartition(":")[2] == filename), None)
+            volid = match or f"{storage}:{filename}"
+            rows.append(TestVolume(node, storage, volid, found.get(volid)))
     return rows
+
+
+def _place(change: Change) -> tuple[str, str, str]:
+    """Node, storage and file name of a volume that a change makes; an empty name of any other change."""
+    if "upload" in change.request:
+        file = change.request["upload"]
+        return file["node"], file["storage"], file["name"]
+    parts = change.request["path"].split("/")
+    name = (change.request.get("params") or {}).get("filename", "")
+    return (parts[2], parts[4], name) if name and parts[-1] == "content" else ("", "", "")
 
 
 def own_template(pve: Any, site: Any) -> list[Template]:

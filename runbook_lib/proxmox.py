@@ -14,11 +14,13 @@ from runbook_lib.proxmox_nodes import (
     clocks,
     failed_tasks,
     interfaces,
+    network_config,
     nodes,
     pending_network,
     updates,
 )
 from runbook_lib.proxmox_reading import Reader, Unread, true
+from runbook_lib.proxmox_sdn import sdn_objects, sdn_status
 from runbook_lib.proxmox_session import Proxmox, connect, quoted
 from runbook_lib.proxmox_storage import storages, thin_pools, volumes
 from runbook_lib.proxmox_verbs import (
@@ -61,10 +63,13 @@ __all__ = [
     "guests",
     "interfaces",
     "login_attempts",
+    "network_config",
     "nodes",
     "pending_network",
     "permissions",
     "quoted",
+    "sdn_objects",
+    "sdn_status",
     "served_certificate",
     "set_acl",
     "storages",

@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from runbook_lib.facts import Certificate, Clock, Interface, Node, PendingNetwork, Task, Update
+from runbook_lib.facts import Certificate, Clock, Interface, NetworkConfig, Node, PendingNetwork, Task, Update
 from runbook_lib.proxmox_reading import Reader, decimal, integer, pages, true, words
+
+PASSING = frozenset({"iface", "active", "exists", "priority"})
+"""Fields of an interface that are no settings: its name, its link, its place in the file."""
 
 STABLE_UPDATE = re.compile(r"[+~]deb\d+u\d+")
 
@@ -66,7 +69,27 @@ def _interface(node: str, row: Mapping[str, Any]) -> Interface:
         cidr6=row.get("cidr6") or None,
         gateway=row.get("gateway") or None,
         gateway6=row.get("gateway6") or None,
+        raw_device=row.get("vlan-raw-device") or None,
+        comments=(row.get("comments") or "").strip(),
     )
+
+
+def network_config(pve: Reader) -> list[NetworkConfig]:
+    """What every node's interfaces are set to, by node; two of these are compared to prove that nothing changed."""
+    rows = pve.each_node("network_config", lambda reader, node: reader.get(f"/nodes/{node}/network"))
+    return [
+        NetworkConfig(node, {row["iface"]: settings(row) for row in sorted(found or [], key=lambda row: row["iface"])})
+        for node, found in rows
+    ]
+
+
+def settings(row: Mapping[str, Any]) -> dict[str, str]:
+    """An interface's options as texts, without its name and without what comes and goes by itself."""
+    return {
+        key: " ".join(map(str, value)) if isinstance(value, list) else str(value).strip()
+        for key, value in sorted(row.items())
+        if key not in PASSING
+    }
 
 
 def pending_network(pve: Reader) -> list[PendingNetwork]:

@@ -134,6 +134,7 @@ def _on_proxmox(pve: Any) -> set[str]:
         found.add(f"user {user['userid']}")
         found |= {f"token {user['userid']}!{row['tokenid']}" for row in pve.access.users(user["userid"]).token.get()}
     for node in (row["node"] for row in pve.nodes.get() if row["status"] == "online"):
+        found |= {f"interface {node} {row['iface']}" for row in pve.nodes(node).network.get()}
         for storage in pve.nodes(node).storage.get(enabled=1):
             if storage.get("active"):
                 volumes = pve.nodes(node).storage(storage["storage"]).content.get()

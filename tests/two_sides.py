@@ -115,7 +115,7 @@ class FakePve(PveReader):
                 {"vmid": int(vmid), **{k: row[k] for k in ("name", "tags", "template") if k in row}}
                 for vmid, row in state["guests"].items()
             ]
-        if path == "/nodes/pve1/lxc":
+        if path in {"/nodes/pve1/lxc", "/nodes/pve1/network"}:
             return []
         if path == "/nodes/pve1/storage":
             return [

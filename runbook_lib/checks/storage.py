@@ -7,9 +7,25 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from runbook_lib.checks import check, graded, verdict
 from runbook_lib.facts import Storage, TestVolume, ThinPool
-from runbook_lib.model import Finding
+from runbook_lib.model import Finding, Status
 
 MIB, GIB = 1024**2, 1024**3
+
+FILES = frozenset({"dir", "nfs", "cifs", "btrfs", "glusterfs"})
+"""Types whose disks are files, with a format."""
+
+LINKED = frozenset({"lvmthin", "zfspool", "rbd", "zfs", *FILES})
+"""Types on which a machine may share its template's disk."""
+
+NO_ALLOCATION = frozenset({"iscsi", "iscsidirect", "esxi", "pbs"})
+"""Types that hand out what others have made."""
+
+_QCOW2 = "snapshots of qcow2 disks, none of raw ones"
+SNAPSHOTS = {
+    **dict.fromkeys(("lvmthin", "zfspool", "rbd", "zfs", "btrfs"), "snapshots of every disk"),
+    **dict.fromkeys(("dir", "nfs", "cifs", "glusterfs"), _QCOW2),
+}
+"""What the storage types of Proxmox VE can snapshot; a type that is not named here cannot."""
 
 
 @check(
@@ -139,6 +155,119 @@ def test_volumes_are_gone(volumes: Iterable[TestVolume]) -> Iterator[Finding]:
         left = volume.found is not None
         message = f"{volume.volid} is {'still in the list' if left else 'gone from the list'} of {volume.node}"
         yield verdict(not left, volume.volid, message)
+
+
+@check(
+    title="Storages are there on every node",
+    remedy="Take the storage's `nodes` restriction away (Datacenter, Storage), or plan for volumes that do not move.",
+    source="Sprint 2.1; GET /nodes/{node}/storage",
+)
+def storages_agree(storages: Sequence[Storage]) -> Iterator[Finding]:
+    """One finding per enabled storage that holds images or ISO images: on every node, else a warning."""
+    nodes = sorted({row.node for row in storages})
+    for name, rows in _by_name(row for row in storages if {"images", "iso"} & set(row.content)).items():
+        lacking = [node for node in nodes if node not in {row.node for row in rows}]
+        told = f"not on {', '.join(lacking)}" if lacking else "on every node"
+        yield verdict(Status.WARN if lacking else Status.PASS, name, f"{name} ({rows[0].type}) is {told}")
+
+
+@check(
+    title="The chosen storage has room on each node",
+    remedy="Free space there, name another storage in `names.disk_storage`, or lower `requires.storage_free_gib`.",
+    source="Sprint 2.1; GET /nodes/{node}/storage",
+)
+def chosen_storage_has_room(
+    storages: Iterable[Storage], *, disk_storage: str | None = None, storage_free_gib: float = 50
+) -> Iterator[Finding]:
+    """One finding per node: free space on the storage that machines and volumes get; a shared one counts once."""
+    rows = [row for row in storages if row.name == disk_storage and row.available_bytes is not None]
+    for row in rows[:1] if rows and rows[0].shared else rows:
+        free = (row.available_bytes or 0) / GIB
+        subject = row.name if row.shared else f"{row.node}/{row.name}"
+        message = f"{subject} has {free:.1f} GiB free; the site requires {storage_free_gib:g}"
+        yield verdict(free >= storage_free_gib, subject, message)
+
+
+@check(
+    title="Disks can be snapshotted",
+    remedy="Use lvmthin, zfspool or rbd, or qcow2 on a file storage; on plain LVM a snapshot is not possible before 9.",
+    source="Sprint 2.1; Proxmox VE storage documentation, table of storage types",
+)
+def snapshots_are_possible(storages: Iterable[Storage]) -> Iterator[Finding]:
+    """One finding per storage that holds images, from what its type can do; none at all is a warning."""
+    for name, rows in _by_name(row for row in storages if "images" in row.content).items():
+        able = SNAPSHOTS.get(rows[0].type, "")
+        status = Status.PASS if able else Status.WARN
+        yield verdict(status, name, f"{name} ({rows[0].type}): {able or 'no snapshots'}")
+
+
+@check(
+    title="There is a storage fit for CSI",
+    remedy="Add a block storage with content `images` to every node and name it in `names.disk_storage`.",
+    source="proxmox-csi-plugin documentation: storages, topology, snapshots",
+)
+def fit_for_csi(storages: Sequence[Storage], *, disk_storage: str | None = None) -> Iterator[Finding]:
+    """One finding per storage that holds images: where its volumes can follow a pod. Only the chosen one must fit."""
+    nodes = {row.node for row in storages}
+    found = _by_name(row for row in storages if "images" in row.content)
+    for name, rows in found.items():
+        kind, there = rows[0].type, {row.node for row in rows if row.active}
+        lacking = sorted(nodes - there)
+        snapshots = "no CSI snapshots" if rows[0].shared else "CSI snapshots as full copies, with root's password"
+        if kind in NO_ALLOCATION:
+            why, status = "volumes cannot be allocated on it", Status.SKIP
+        elif lacking:
+            why, status = f"not usable on {', '.join(lacking)}: pods with its volumes stay off them", Status.WARN
+        elif rows[0].shared:
+            why, status = f"shared: a volume follows its pod to any node; {snapshots}", Status.PASS
+        else:
+            why, status = f"zonal: a volume stays on its node, and its pods with it; {snapshots}", Status.PASS
+        if name == disk_storage and status is not Status.PASS:
+            status = Status.FAIL if status is Status.SKIP or not there else status
+        yield verdict(status, name, f"{name} ({kind}): {why}")
+    if disk_storage not in found:
+        told = f"{disk_storage} holds no images" if disk_storage else "no storage that every node has holds images"
+        yield verdict(False, disk_storage or "", told)
+
+
+@check(
+    title="There is a storage fit for CAPMOX",
+    remedy="Enable `iso` on a storage of every node (`pvesm set <storage> --content …`) and name a disk storage that "
+    "every node has.",
+    source="CAPMOX documentation and source: bootstrap ISO by upload, clone full or linked",
+)
+def fit_for_capmox(storages: Sequence[Storage], *, disk_storage: str | None = None) -> Iterator[Finding]:
+    """One finding per node for the bootstrap ISO, and one for the chosen disk storage: how it clones, which format."""
+    nodes = sorted({row.node for row in storages})
+    for node in nodes:
+        isos = [
+            row.name for row in storages if row.node == node and row.active and row.enabled and "iso" in row.content
+        ]
+        told = f"the bootstrap ISO goes to {isos[0]}, the first that takes it" if isos else "no storage takes an ISO"
+        yield verdict(bool(isos), f"{node} ISO", f"{node}: {told}")
+    rows = [row for row in storages if row.name == disk_storage and "images" in row.content]
+    if not rows:
+        yield verdict(False, disk_storage or "disks", "no storage for disks that every node has is chosen")
+        return
+    kind = rows[0].type
+    lacking = [node for node in nodes if node not in {row.node for row in rows if row.active}]
+    clones = "full and linked clones" if kind in LINKED else "full clones only, each a copy of the whole template"
+    formats = "`format` raw or qcow2" if kind in FILES else "leave `format` out, its disks are raw"
+    reach = "template on any node" if rows[0].shared else "template on the node that the machine shall run on"
+    if kind in NO_ALLOCATION:
+        clones = "no clones: volumes cannot be allocated on it"
+    away = f"; not usable on {', '.join(lacking)}" if lacking else ""
+    good = not lacking and kind not in NO_ALLOCATION
+    yield verdict(good, str(disk_storage), f"{disk_storage} ({kind}): {clones}; {formats}; {reach}{away}")
+
+
+def _by_name(storages: Iterable[Storage]) -> dict[str, list[Storage]]:
+    """The enabled storages by name, the name's rows by node."""
+    found: dict[str, list[Storage]] = defaultdict(list)
+    for row in storages:
+        if row.enabled:
+            found[row.name].append(row)
+    return dict(sorted(found.items()))
 
 
 def _active(storage: Storage) -> str:

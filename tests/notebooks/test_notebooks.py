@@ -57,9 +57,9 @@ every_notebook = pytest.mark.parametrize("name", NAMES)
 # --- form ------------------------------------------------------------------------------------------------
 
 
-def test_there_are_the_notebooks_of_the_first_phase_and_step():
-    """The overview, two assessments, the preparation, step 1 and the summary are there."""
-    assert {"00", "11", "12", "13", "21", "99"} <= {name[:2] for name in NAMES}
+def test_there_are_the_notebooks_of_the_first_phase_and_steps():
+    """The overview, two assessments, the preparation, steps 1 and 2 and the summary are there."""
+    assert {"00", "11", "12", "13", "21", "22", "99"} <= {name[:2] for name in NAMES}
 
 
 @every_notebook
