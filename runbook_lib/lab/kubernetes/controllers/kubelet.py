@@ -34,6 +34,7 @@ CACHES = {
     "VolumeAttachment": "/apis/storage.k8s.io/v1/volumeattachments",
 }
 """What pods wait for."""
+SNAPSHOTS = "/apis/snapshot.storage.k8s.io/v1/volumesnapshotcontents"
 MIRROR = "kubernetes.io/config.mirror"
 
 
@@ -112,6 +113,7 @@ class Kubelets:
         ]
         handlers += [(cache, self._source_changed) for cache in held.values()]
         handlers += [(held["PersistentVolumeClaim"], self._claim_changed), (held["PersistentVolume"], self._gone)]
+        handlers += [(context.cache(SNAPSHOTS), self._snapshot_changed)]
         for cache, handler in handlers:
             cache.handlers.append(handler)
         context.machines.handlers.append(self._machine_changed)
@@ -408,6 +410,16 @@ class Kubelets:
     def _gone(self, kind: str, volume: Object) -> None:
         if kind == "DELETED" and "spec" in volume:
             self.disks.forget(volume["spec"].get("csi", {}).get("volumeHandle") or volume["metadata"]["name"])
+
+    def _snapshot_changed(self, kind: str, item: Object) -> None:
+        """Keeps what a volume held when its snapshot was taken."""
+        reference = item.get("spec", {}).get("volumeSnapshotRef") or {}
+        name = f"snapshot/{reference.get('namespace')}/{reference.get('name')}"
+        handle = item.get("spec", {}).get("source", {}).get("volumeHandle", "")
+        if kind == "DELETED":
+            self.disks.forget(name)
+        elif item.get("status", {}).get("snapshotHandle") and handle and name not in self.disks.kept:
+            self.disks.snapshot(name, handle)
 
     def _claim_changed(self, kind: str, claim: Object) -> None:
         """Grows a mounted file system whose disk has grown: the last step of a resize is the kubelet's."""
