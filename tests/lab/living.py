@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import trustme
 from aiohttp import web
 
 from runbook_lib.lab.clock import Clock
@@ -24,19 +27,23 @@ PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
 @asynccontextmanager
 async def living(
-    section: Object, scale: float = math.inf, objects: Iterable[Object] = ()
+    section: Object, scale: float = math.inf, objects: Iterable[Object] = (), *, tls: Path | None = None
 ) -> AsyncIterator[tuple[KubeClient, Handles]]:
-    """The cluster and a client of it; time does not wait unless a scale is given."""
+    """The cluster and a client of it; time does not wait unless a scale is given.
+
+    With `tls`, a folder for its CA, it is served over TLS: kubectl keeps its token to itself otherwise.
+    """
     cluster = Cluster(version=seeds.kubernetes_version(section))
     cluster.load([*seeds.cozystack(section), *objects])
     cluster.tokens[TOKEN] = User("lab-controllers", ("system:masters",))
     runner = web.AppRunner(create_app(cluster), access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    handles = await start_all(url, TOKEN, None, Clock(scale), section)
+    context, ca_file = _certified(tls) if tls else (None, None)
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
+    handles = await start_all(url, TOKEN, ca_file, Clock(scale), section)
     cluster.pod_log, cluster.pod_exec = handles.kubelets.pod_log, handles.kubelets.pod_exec  # type: ignore[assignment]
-    client = KubeClient(url, TOKEN)
+    client = KubeClient(url, TOKEN, ca_file)
     try:
         await handles.ready()
         await client.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
@@ -45,6 +52,14 @@ async def living(
         await client.close()
         await handles.stop()
         await runner.cleanup()
+
+
+def _certified(folder: Path) -> tuple[ssl.SSLContext, str]:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context, str(folder / "ca.pem")
 
 
 async def until(client: KubeClient, path: str, wanted: Callable[[Object], bool], seconds: float = 10.0) -> Object:

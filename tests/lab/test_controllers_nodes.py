@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,13 +28,15 @@ from runbook_lib.lab.kubernetes.controllers import (
     scheduler,
     volumes,
 )
+from runbook_lib.lab.kubernetes.controllers.client import KubeClient
 from runbook_lib.lab.kubernetes.controllers.fitting import Board
 from runbook_lib.lab.kubernetes.controllers.network import Outcome
 
-from .living import NAMESPACE, PODS, condition, gone, living, phase, pod, reasons, until
+from .living import NAMESPACE, PODS, TOKEN, condition, gone, living, phase, pod, reasons, until
 
 Object = dict[str, Any]
 NOW = "2026-08-01T10:00:00Z"
+KUBECTL = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl") or ""
 
 
 @pytest.fixture(scope="module")
@@ -633,3 +638,64 @@ def test_healthy_lab_stands_still(section: Object) -> None:
 def versions(answer: Object) -> dict[str, str]:
     """Each object's version, by uid."""
     return {item["metadata"]["uid"]: item["metadata"]["resourceVersion"] for item in answer["items"]}
+
+
+# --- witnesses -----------------------------------------------------------------------------------------------------
+
+
+async def kubectl(folder: Path, client: KubeClient, *words: str, seconds: float = 30.0) -> tuple[int, str]:
+    """(exit code, output) of the real kubectl against the living cluster."""
+    given = [
+        "--server",
+        client.base_url,
+        "--token",
+        TOKEN,
+        "--certificate-authority",
+        str(folder / "ca.pem"),
+        "--cache-dir",
+        str(folder / "cache"),
+        *words,
+    ]
+    process = await asyncio.create_subprocess_exec(
+        KUBECTL, *given, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env={"HOME": "/nonexistent"}
+    )
+    async with asyncio.timeout(seconds):
+        output, _ = await process.communicate()
+    return process.returncode or 0, output.decode()
+
+
+@pytest.mark.skipif(not KUBECTL, reason="kubectl is not installed")
+def test_kubectl_rolls_out_waits_drains_and_reads(section: Object, tmp_path: Path) -> None:
+    """`rollout status`, `wait`, `drain` against a budget, `logs` and `exec` end as on a real cluster."""
+
+    async def story() -> None:
+        async with living(section, tls=tmp_path) as (client, _):
+            template = {"metadata": {"labels": {"app": "w"}}, "spec": pod("x", "echo up; sleep infinity")["spec"]}
+            spec = {"replicas": 3, "selector": {"matchLabels": {"app": "w"}}, "template": template}
+            await client.create(
+                f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments", {"metadata": {"name": "w"}, "spec": spec}
+            )
+            code, said = await kubectl(
+                tmp_path, client, "-n", NAMESPACE, "rollout", "status", "deployment/w", "--timeout=20s"
+            )
+            assert (code, said.splitlines()[-1]) == (0, 'deployment "w" successfully rolled out')
+            code, said = await kubectl(
+                tmp_path, client, "-n", NAMESPACE, "wait", "pod", "-l", "app=w", "--for=condition=Ready"
+            )
+            assert (code, said.count("condition met")) == (0, 3)
+            assert (await kubectl(tmp_path, client, "-n", NAMESPACE, "logs", "deployment/w"))[1].endswith("up\n")
+            budgets = f"/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets"
+            budget = {"minAvailable": 2, "selector": {"matchLabels": {"app": "w"}}}
+            await client.create(budgets, {"metadata": {"name": "w"}, "spec": budget})
+            await until(client, f"{budgets}/w", lambda item: item.get("status", {}).get("disruptionsAllowed") == 1)
+            rows = (await client.list(PODS))["items"]
+            node = rows[0]["spec"]["nodeName"]
+            code, said = await kubectl(
+                tmp_path, client, "drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force",
+                "--pod-selector=app=w", "--timeout=20s",
+            )  # fmt: skip
+            assert code == 0, said
+            left = [item for item in (await client.list(PODS))["items"] if item["spec"].get("nodeName") == node]
+            assert left == []
+
+    asyncio.run(story())
