@@ -16,7 +16,7 @@ from aiohttp import web
 
 from runbook_lib.lab.clock import Clock
 from runbook_lib.lab.kubernetes.cluster import Cluster, User
-from runbook_lib.lab.kubernetes.controllers import kamaji, kubeadm_bootstrap
+from runbook_lib.lab.kubernetes.controllers import autoscaler, kamaji, kubeadm_bootstrap, talos_bootstrap
 from runbook_lib.lab.kubernetes.controllers.capi import (
     PROGRAMS,
     health_checks,
@@ -39,6 +39,7 @@ Object = dict[str, Any]
 TOKEN, SPACE = "a-token-of-the-test", "tenant-root"
 INFRA = "infrastructure.cluster.x-k8s.io"
 TENANTS = f"/apis/kamaji.clastix.io/v1alpha1/namespaces/{SPACE}/tenantcontrolplanes"
+ROOM = {"cpu": "4", "memory": "8Gi", "pods": "110"}
 BOTH = pytest.mark.parametrize("version", ["v1beta1", "v1beta2"])
 
 
@@ -95,8 +96,10 @@ class Site:
     async def cluster(self, replicas: int = 1, **deployment: Any) -> None:
         """Applies a cluster with one machine deployment."""
         make = self.client.create
-        await make(self.infra("labclusters"), {"apiVersion": f"{INFRA}/v1", "kind": "LabCluster", "metadata": {"name": "c"},
-                   "spec": {"controlPlaneEndpoint": {"host": "10.0.0.150", "port": 6443}}})  # fmt: skip
+        kind = {"apiVersion": f"{INFRA}/v1", "kind": "LabCluster", "metadata": {"name": "c"}}
+        await make(
+            self.infra("labclusters"), {**kind, "spec": {"controlPlaneEndpoint": {"host": "10.0.0.150", "port": 6443}}}
+        )
         await self.template("t1")
         api = {"apiVersion": f"cluster.x-k8s.io/{self.version}"}
         await make(self.path("clusters"), {**api, "kind": "Cluster", "metadata": {"name": "c"},
@@ -244,7 +247,9 @@ async def infrastructure(site: Site) -> None:
 async def join(client: KubeClient, name: str) -> None:
     """A node that is ready."""
     await client.create("/api/v1/nodes", {"metadata": {"name": name}, "spec": {"providerID": f"lab://{name}"}})
-    await client.patch(f"/api/v1/nodes/{name}/status", {"status": {"conditions": [health("True")]}})
+    await client.patch(
+        f"/api/v1/nodes/{name}/status", {"status": {"conditions": [health("True")], "allocatable": ROOM}}
+    )
 
 
 def health(status: str) -> Object:
@@ -379,7 +384,10 @@ def test_unhealthy_machine_is_replaced(version: str) -> None:
 
             def replaced(rows: Object) -> bool:
                 names = [row["metadata"]["name"] for row in rows["items"]]
-                return sick not in names and [row["status"].get("phase") for row in rows["items"]] == ["Running"] * 2
+                return (
+                    sick not in names
+                    and [(row.get("status") or {}).get("phase") for row in rows["items"]] == ["Running"] * 2
+                )
 
             await site.until(site.path("machines"), replaced)
 
@@ -634,5 +642,104 @@ def test_control_plane_that_slept_knows_what_it_knew() -> None:
         finally:
             await client.close()
             await tenants.close()
+
+    asyncio.run(story())
+
+
+# --- Talos --------------------------------------------------------------------------------------------------------
+
+
+def test_talos_config_takes_its_patches() -> None:
+    """Strategic patches merge, JSON patches set one place, and one that fits nowhere says so."""
+    machine = {"metadata": {"name": "m"}, "spec": {"version": "v1.33.0"}}
+    cluster = {"metadata": {"name": "c"}, "spec": {"controlPlaneEndpoint": {"host": "10.0.0.150", "port": 6443}}}
+    config = talos_bootstrap.machine_config(machine, cluster, "join", "abcdef.0123456789abcdef", "")
+    steps = [{"op": "replace", "path": "/machine/install/disk", "value": "/dev/vda"}]
+    found = talos_bootstrap.patched(config, ["machine:\n  nodeLabels:\n    zone: a\n"], steps)
+    assert found["machine"]["type"] == "worker"
+    assert (found["machine"]["install"]["disk"], found["machine"]["nodeLabels"]) == ("/dev/vda", {"zone": "a"})
+    with pytest.raises(ValueError, match="missing path: /machine/none/x"):
+        talos_bootstrap.patched(config, [], [{"op": "add", "path": "/machine/none/x", "value": 1}])
+
+
+# --- the autoscaler -----------------------------------------------------------------------------------------------
+
+
+def stuck(name: str, cpu: str) -> Object:
+    """A pod that the scheduler found no node for."""
+    entry = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "lastTransitionTime": "2026-08-01T08:00:00Z",
+    }
+    return {
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"containers": [{"name": "c", "image": "nginx", "resources": {"requests": {"cpu": cpu}}}]},
+        "status": {"phase": "Pending", "conditions": [entry]},
+    }
+
+
+NODE = {"metadata": {"name": "template", "labels": {}}, "spec": {}, "status": {"allocatable": ROOM}}
+
+
+@pytest.mark.parametrize(
+    ("requests", "upcoming", "count"),
+    [(["2", "2"], 0, 1), (["3", "3"], 0, 2), (["3", "3"], 1, 1), (["8"], 0, 0), (["2"], 1, 0)],
+)
+def test_autoscaler_packs_pods_into_new_nodes(requests: list[str], upcoming: int, count: int) -> None:
+    """As many nodes as the pods need beyond those that come already; a pod too large for any does not count."""
+    pods = [stuck(f"p{number}", cpu) for number, cpu in enumerate(requests)]
+    assert autoscaler.needed(pods, NODE, upcoming)[0] == count
+
+
+def test_empty_group_is_known_by_its_capacity_annotations() -> None:
+    """From zero there is no node to look at, so the annotations describe one."""
+    start = "capacity.cluster-autoscaler.kubernetes.io/"
+    annotations = {
+        f"{start}cpu": "8",
+        f"{start}memory": "16Gi",
+        f"{start}labels": "gpu=yes",
+        f"{start}taints": "gpu=yes:NoSchedule",
+    }
+    group = autoscaler.Group({"metadata": {"annotations": annotations}, "spec": {}}, (), 0, 3)
+    found = autoscaler.template_node(group)
+    assert found is not None
+    assert found["metadata"]["labels"] == {"gpu": "yes"}
+    assert found["spec"]["taints"] == [{"key": "gpu", "value": "yes", "effect": "NoSchedule"}]
+    assert autoscaler.template_node(autoscaler.Group({"metadata": {}, "spec": {}}, (), 0, 3)) is None
+
+
+@BOTH
+def test_pods_without_room_bring_a_machine_that_goes_when_idle(version: str) -> None:
+    """A pending pod grows the deployment and hears of it; when it is gone the idle node is taken away again."""
+
+    async def story() -> None:
+        async with living(version) as site:
+            await site.cluster(1)
+            await site.running(1)
+            start = "cluster.x-k8s.io/cluster-api-autoscaler-node-group-"
+            limits = {"metadata": {"annotations": {f"{start}min-size": "1", f"{start}max-size": "3"}}}
+            await site.client.patch(site.path("machinedeployments", "md"), limits)
+            found = f"--node-group-auto-discovery=clusterapi:namespace={SPACE},clusterName=c"
+            quick = ["--scale-down-unneeded-time=20s", "--scale-down-delay-after-add=20s"]
+            words = ["--cloud-provider=clusterapi", found, *quick]
+            container = {"image": "x/cluster-autoscaler:v1.33.0", "args": words}
+            process = Process({"metadata": {"name": "a", "namespace": SPACE}}, container, {}, site.lines.append)
+            for pod in (stuck("p1", "3"), stuck("p2", "3")):
+                made = await site.client.create("/api/v1/namespaces/default/pods", pod)
+                await site.client.patch(
+                    f"/api/v1/namespaces/default/pods/{made['metadata']['name']}/status", {"status": pod["status"]}
+                )
+            site.context.spawn(autoscaler.run(site.context, process), name="autoscaler")
+            await site.running(3)
+            events = await site.client.list("/api/v1/namespaces/default/events")
+            said = {row["message"] for row in events["items"] if row["reason"] == "TriggeredScaleUp"}
+            assert said == {f"pod triggered scale-up: [{{MachineDeployment/{SPACE}/md 1->3 (max: 3)}}]"}
+            for name in ("p1", "p2"):
+                await site.client.delete(f"/api/v1/namespaces/default/pods/{name}")
+            await site.running(1)
+            told = await site.client.get("/api/v1/namespaces/kube-system/configmaps/cluster-autoscaler-status")
+            assert yaml.safe_load(told["data"]["status"])["autoscalerStatus"] == "Running"
 
     asyncio.run(story())

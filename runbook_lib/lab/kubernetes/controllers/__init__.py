@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import (
+    autoscaler,
     bootstrap_tokens,
     capi,
     capi_operator,
@@ -28,6 +29,7 @@ from . import (
     scheduler,
     statefulsets,
     storage,
+    talos_bootstrap,
 )
 from .client import KubeClient
 from .context import Clock, Context
@@ -60,10 +62,12 @@ PROGRAMS: tuple[Program, ...] = (
     *capmox.PROGRAMS,
     *ccm.PROGRAMS,
     *ipam.PROGRAMS,
+    *autoscaler.PROGRAMS,
     *kamaji.PROGRAMS,
     *kubeadm_bootstrap.PROGRAMS,
     *metallb.PROGRAMS,
     *storage.PROGRAMS,
+    *talos_bootstrap.PROGRAMS,
 )
 """What runs as containers do, by their image."""
 

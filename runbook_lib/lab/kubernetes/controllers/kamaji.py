@@ -18,6 +18,7 @@ from .reconcile import reconcile
 TENANTS = "/apis/kamaji.clastix.io/v1alpha1/tenantcontrolplanes"
 FINALIZER = "finalizer.kamaji.clastix.io"
 KUBECONFIG_KEY = "kamaji.clastix.io/kubeconfig-secret-key"
+COUNTS = ("replicas", "readyReplicas", "updatedReplicas", "unavailableReplicas")
 NOBODY_SERVES = "nothing here can serve a control plane: this API server is not the lab's own"
 
 
@@ -113,7 +114,9 @@ def status_of(item: Object, endpoint: Endpoint | None, now: str) -> Object:
             "replicas": replicas, "readyReplicas": replicas, "updatedReplicas": replicas, "availableReplicas": replicas,
             "unavailableReplicas": 0, "observedGeneration": 1,
         },
-        "service": {"name": name, "namespace": item["metadata"]["namespace"], "port": endpoint.port if endpoint else 6443},
+        "service": {
+            "name": name, "namespace": item["metadata"]["namespace"], "port": endpoint.port if endpoint else 6443,
+        },
     }  # fmt: skip
     return {
         **known,
@@ -237,7 +240,7 @@ async def _provide(manager: Manager, key: Key, item: Object | None, version: str
     await _required(manager, item, cluster, tenant)
     status |= {
         "initialized": True, "ready": ready, "version": kubernetes.get("version", ""),
-        **{part: deployment.get(part, 0) for part in ("replicas", "readyReplicas", "updatedReplicas", "unavailableReplicas")},
+        **{part: deployment.get(part, 0) for part in COUNTS},
         "selector": "",
     }  # fmt: skip
     if version == "v1alpha2":
@@ -324,7 +327,8 @@ async def _patch_infrastructure(manager: Manager, cluster: Object, endpoint: str
     known = (found.get("spec") or {}).get("controlPlaneEndpoint") or {}
     if known.get("host"):
         if known["host"] != host or str(known.get("port")) != port:
-            return f"the {reference['kind']} has been already set with a different Control Plane endpoint ({known['host']})"
+            head = f"the {reference['kind']} has been already set with a different Control Plane endpoint"
+            return f"{head} ({known['host']})"
         return ""
     spec = {**(found.get("spec") or {}), "controlPlaneEndpoint": {"host": host, "port": int(port)}}
     cache = manager.context.cache(target.path)

@@ -54,7 +54,8 @@ async def _work(manager: Manager, key: Key, item: Object | None) -> float | None
         return None
     cache = manager.cache("clusters")
     if is_paused(item, item):
-        return await _paused(manager, item)
+        await _paused(manager, item)
+        return None
     metadata = item["metadata"]
     if FINALIZER not in metadata.get("finalizers", ()) and "deletionTimestamp" not in metadata:
         finalizers = [*metadata.get("finalizers", ()), FINALIZER]
@@ -218,8 +219,10 @@ def _judge_old(
             judged.mark("ControlPlaneInitialized")
         else:
             judged.mark(
-                "ControlPlaneInitialized", "WaitingForControlPlaneProviderInitialized",
-                "Waiting for control plane provider to indicate the control plane has been initialized", severity="Info",
+                "ControlPlaneInitialized",
+                "WaitingForControlPlaneProviderInitialized",
+                "Waiting for control plane provider to indicate the control plane has been initialized",
+                severity="Info",
             )  # fmt: skip
     elif initialized:
         judged.mark("ControlPlaneInitialized")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 from ..client import Key, Object
-from ..reconcile import reconcile
+from ..reconcile import Mapped, reconcile
+from ..timers import Timers
 from . import conditions
 from .manager import Manager
 from .objects import CLUSTER_NAME, cluster_key, go_duration, is_paused, matches, moment, owned, owner, seconds
@@ -15,6 +17,7 @@ SOURCE = "machinehealthcheck-controller"
 REMEDIATE = "cluster.x-k8s.io/remediate-machine"
 SKIP = "cluster.x-k8s.io/skip-remediation"
 START_TIMEOUT = 600.0
+SHORTEST = 5.0  # real seconds: a VM and its requests take real time, however fast the lab's clock runs
 
 
 async def run(manager: Manager) -> None:
@@ -32,9 +35,15 @@ async def run(manager: Manager) -> None:
         return near(item) if item["kind"] == "Remote" else []
 
     async def work(key: Key, item: Object | None) -> float | None:
-        return await _work(manager, item)
+        return await _work(manager, timers, item)
 
-    also = [(manager.cache("machines"), near), (manager.cache("clusters"), near), (manager.outside, outside)]
+    also: list[Mapped] = [
+        (manager.cache("machines"), near),
+        (manager.cache("clusters"), near),
+        (manager.outside, outside),
+    ]
+    timers = Timers(manager.context)
+    also.append((timers, Timers.keys))
     await reconcile(manager.context, cache, work, also=also)
 
 
@@ -52,49 +61,48 @@ def start_timeout(item: Object) -> float:
     return START_TIMEOUT if found is None else found
 
 
-def diagnose(item: Object, machine: Object, node: Object | None, cluster: Object, now: float) -> tuple[str, str, float]:
-    """(reason, message, seconds until it has to be looked at again) of one machine; no reason when it is healthy."""
+Passed = Callable[[str, float, float], bool]
+"""Whether so many seconds have gone since a moment; the first argument names what is waited for."""
+
+
+def diagnose(item: Object, machine: Object, node: Object | None, cluster: Object, passed: Passed) -> tuple[str, str]:
+    """(reason, message) of one machine; no reason when it is healthy."""
     if REMEDIATE in (machine["metadata"].get("annotations") or {}):
-        return "HasRemediateMachineAnnotation", "Marked for remediation via remediate-machine annotation", 0
+        return "HasRemediateMachineAnnotation", "Marked for remediation via remediate-machine annotation"
     status = machine.get("status") or {}
     for name in ("failureReason", "failureMessage"):
         if status.get(name):
             return (
                 "MachineHasFailure",
                 f"{'FailureReason' if name == 'failureReason' else 'FailureMessage'}: {status[name]}",
-                0,
             )
     entry = conditions.old_of(cluster)
     for kind in ("ControlPlaneInitialized", "InfrastructureReady"):
         if entry.get(kind, {}).get("status") != "True":
-            return "", "", 0  # a machine's time begins when it can begin
+            return "", ""  # a machine's time begins when it can begin
     if node is None:
         if status.get("nodeRef"):
-            return "NodeNotFound", "Failed to find the node", 0
+            return "NodeNotFound", "Failed to find the node"
         limit = start_timeout(item)
         if not limit:
-            return "", "", 0
+            return "", ""
         begun = max(
             moment(entry["ControlPlaneInitialized"]["lastTransitionTime"]),
             moment(entry["InfrastructureReady"]["lastTransitionTime"]),
             moment(machine["metadata"]["creationTimestamp"]),
         )
-        left = begun + limit - now
-        if left <= 0:
-            return "NodeStartupTimeout", f"Node failed to report startup in {go_duration(limit)}", 0
-        return "", "", left
-    soonest = 0.0
+        if passed("startup", begun, limit):
+            return "NodeStartupTimeout", f"Node failed to report startup in {go_duration(limit)}"
+        return "", ""
     rows = {row["type"]: row for row in node["status"].get("conditions") or ()}
     for kind, state, limit in rules(item):
         row = rows.get(kind)
         if row is None or row["status"] != state:
             continue
-        left = moment(row.get("lastTransitionTime")) + limit - now
-        if left <= 0:
+        if passed(f"{kind} {state}", moment(row.get("lastTransitionTime")), limit):
             said = f"Condition {kind} on node is reporting status {state} for more than {go_duration(limit)}"
-            return "UnhealthyNode", said, 0
-        soonest = min(soonest or left, left)
-    return "", "", soonest
+            return "UnhealthyNode", said
+    return "", ""
 
 
 def allowed(item: Object, expected: int, unhealthy: int) -> tuple[bool, int, str]:
@@ -104,16 +112,22 @@ def allowed(item: Object, expected: int, unhealthy: int) -> tuple[bool, int, str
     bounds = spec.get("unhealthyRange") or trigger.get("unhealthyInRange")
     if bounds and (found := re.fullmatch(r"\[(\d+)-(\d+)\]", bounds)):
         low, high = int(found[1]), int(found[2])
-        said = f"Remediation is not allowed, the number of not started or unhealthy machines does not fall within the range (total: {expected}, unhealthy: {unhealthy}, unhealthyRange: {bounds})"
+        said = (
+            "Remediation is not allowed, the number of not started or unhealthy machines does not fall within the "
+            f"range (total: {expected}, unhealthy: {unhealthy}, unhealthyRange: {bounds})"
+        )
         return low <= unhealthy <= high, max(high - unhealthy, 0), said
     most = spec.get("maxUnhealthy", trigger.get("unhealthyLessThanOrEqualTo", "100%"))
     text = str(most)
     limit = math.floor(int(text[:-1]) * expected / 100) if text.endswith("%") else int(text)
-    said = f"Remediation is not allowed, the number of not started or unhealthy machines exceeds maxUnhealthy (total: {expected}, unhealthy: {unhealthy}, maxUnhealthy: {text})"
+    said = (
+        "Remediation is not allowed, the number of not started or unhealthy machines exceeds maxUnhealthy "
+        f"(total: {expected}, unhealthy: {unhealthy}, maxUnhealthy: {text})"
+    )
     return unhealthy <= limit, max(limit - unhealthy, 0), said
 
 
-async def _work(manager: Manager, item: Object | None) -> float | None:
+async def _work(manager: Manager, timers: Timers, item: Object | None) -> float | None:
     if item is None or "deletionTimestamp" in item["metadata"]:
         return None
     cache, machines, cluster = manager.cache("machinehealthchecks"), manager.cache("machines"), manager.cluster_of(item)
@@ -127,18 +141,25 @@ async def _work(manager: Manager, item: Object | None) -> float | None:
         return 5.0
     targets = [
         machine for at, machine in sorted(machines.items.items())
-        if cluster_key(machine) == cluster_key(item) and matches(item["spec"]["selector"], machine["metadata"].get("labels") or {})
+        if cluster_key(machine) == cluster_key(item)
+        and matches(item["spec"]["selector"], machine["metadata"].get("labels") or {})
     ]  # fmt: skip
-    now, sick, healthy, soonest = manager.context.clock.now(), [], [], 0.0
+    sick: list[tuple[Object, str, str]] = []
+    healthy: list[Object] = []
     for machine in targets:
         name = ((machine.get("status") or {}).get("nodeRef") or {}).get("name")
         node = remote.nodes.get("", name) if name else None
-        reason, said, left = diagnose(item, machine, node, cluster, now)
+        check = (metadata["namespace"], metadata["name"])
+        at = machine["metadata"]["name"]
+
+        def passed(what: str, since: float, limit: float, check: Key = check, at: str = at) -> bool:
+            return timers.passed(check, f"{at} {what}", since, limit, real=SHORTEST)
+
+        reason, said = diagnose(item, machine, node, cluster, passed)
         if reason:
             sick.append((machine, reason, said))
         elif node is not None:
             healthy.append(machine)
-        soonest = min(soonest or left, left) if left else soonest
     expected = len(targets)
     may, left_over, why = allowed(item, expected, len(sick))
     for machine in healthy:
@@ -163,7 +184,7 @@ async def _work(manager: Manager, item: Object | None) -> float | None:
     item = await manager.report(cache, item, status, judged)
     if not may and was != "False":
         await manager.event(item, "RemediationRestricted", why, kind="Warning", source=SOURCE)
-    return soonest or None
+    return None
 
 
 async def _mark_healthy(manager: Manager, machine: Object) -> None:
@@ -190,7 +211,7 @@ async def _mark_sick(manager: Manager, machine: Object, reason: str, said: str, 
     if fresh:
         name = ((machine.get("status") or {}).get("nodeRef") or {}).get("name", "")
         at = f"{metadata['namespace']}/{metadata['name']}"
-        manager.log("machinehealthcheck_controller", f"Machine has failed health check, marking for remediation: {said}",
-                    Machine=at, reason=reason)  # fmt: skip
+        shown = f"Machine has failed health check, marking for remediation: {said}"
+        manager.log("machinehealthcheck_controller", shown, Machine=at, reason=reason)
         text = f"Machine {at} has been marked as unhealthy by {at}/{name}"
         await manager.event(machine, "MachineMarkedUnhealthy", text, source=SOURCE)

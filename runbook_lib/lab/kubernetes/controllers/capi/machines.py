@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..client import Key, Object, Refused
-from ..reconcile import reconcile
+from ..reconcile import Mapped, reconcile
 from ..remote import Remote
+from ..timers import Timers
 from . import conditions
 from .conditions import Conditions
 from .manager import Manager, children
@@ -50,7 +51,10 @@ async def run(manager: Manager) -> None:
     async def work(key: Key, item: Object | None) -> float | None:
         return await _work(manager, item)
 
-    also = [(manager.outside, outside), (manager.cache("clusters"), of_cluster)]
+    manager.timers = Timers(manager.context)
+    also: list[Mapped] = [
+        (manager.outside, outside), (manager.cache("clusters"), of_cluster), (manager.timers, Timers.keys),
+    ]  # fmt: skip
     await reconcile(manager.context, cache, work, also=also, workers=8)
 
 
@@ -91,8 +95,8 @@ async def _work(manager: Manager, item: Object | None) -> float | None:
     if not had and node is not None:
         name = node["metadata"]["name"]
         await manager.event(item, "SuccessfulSetNodeRef", name, source=SOURCE)
-        manager.log("machine_controller_noderef", "Infrastructure provider reporting spec.providerID, matching Kubernetes "
-                    "node is now available", Machine=item["metadata"]["name"], Node=name)  # fmt: skip
+        said = "Infrastructure provider reporting spec.providerID, matching Kubernetes node is now available"
+        manager.log("machine_controller_noderef", said, Machine=item["metadata"]["name"], Node=name)
     return WAIT if infra is None or (config_target and config is None) else None
 
 
@@ -404,7 +408,7 @@ async def _delete(
     infra: Object | None, infra_target: Target | None, remote: Remote | None,
 ) -> float | None:  # fmt: skip
     """Hooks, drain, hooks, infrastructure, bootstrap config, node, and then the machine itself."""
-    cache, now = manager.cache("machines"), manager.context.clock.now()
+    cache = manager.cache("machines")
     name = item["metadata"]["name"]
     judged = conditions.read(item, manager.context.stamp())
     status: Object = {**(item.get("status") or {}), "phase": "Deleting"}
@@ -425,7 +429,7 @@ async def _delete(
         drains
         and "machine.cluster.x-k8s.io/exclude-node-draining" not in annotations
         and not _drained(judged)
-        and (blocked := await _drain(manager, item, remote, node_name, deletion, now))
+        and (blocked := await _drain(manager, item, remote, node_name, deletion))
     ):
         reason, message, wait = "DrainingNode", blocked, DRAIN_WAIT
         said = f"Draining the node before deletion, {blocked}" if blocked else "Draining the node before deletion"
@@ -436,8 +440,8 @@ async def _delete(
     else:
         if drains and not _drained(judged):
             judged.mark("DrainingSucceeded")
-            await manager.event(item, "SuccessfulDrainNode", f"success draining Machine's node {node_name!r}".replace("'", '"'),
-                                source=SOURCE)  # fmt: skip
+            said = f'success draining Machine\'s node "{node_name}"'
+            await manager.event(item, "SuccessfulDrainNode", said, source=SOURCE)
         if infra is not None and infra_target is not None:
             await manager.delete(manager.context.cache(infra_target.path), infra)
             reason, message = "WaitingForInfrastructureDeletion", f"Waiting for {infra['kind']} to be deleted"
@@ -447,7 +451,7 @@ async def _delete(
             reason, message = "WaitingForBootstrapDeletion", f"Waiting for {config['kind']} to be deleted"
             judged.mark("BootstrapReady", "Deleting", severity="Info")
         else:
-            if drains and remote is not None and not await _delete_node(manager, item, remote, node_name, now):
+            if drains and remote is not None and not await _delete_node(manager, item, remote, node_name):
                 reason, message, wait = "DeletingNode", f"Deleting Node {node_name}", 2.0
             elif FINALIZER in item["metadata"].get("finalizers", ()):
                 rest = [entry for entry in item["metadata"]["finalizers"] if entry != FINALIZER]
@@ -475,11 +479,12 @@ def _drained(judged: Conditions) -> bool:
     return judged.old.get("DrainingSucceeded", {}).get("status") == "True"
 
 
-async def _drain(manager: Manager, item: Object, remote: Remote | None, node: str, deletion: Object, now: float) -> str:
+async def _drain(manager: Manager, item: Object, remote: Remote | None, node: str, deletion: Object) -> str:
     """What still keeps the node from being drained; empty when nothing does or its time is over."""
     limit = timeout(item["spec"], "nodeDrain")
     deletion.setdefault("nodeDrainStartTime", manager.context.stamp())
-    if limit and now - moment(deletion["nodeDrainStartTime"]) >= limit:
+    at = (item["metadata"]["namespace"], item["metadata"]["name"])
+    if limit and manager.timers.passed(at, "drain", moment(deletion["nodeDrainStartTime"]), limit, real=1.0):
         return ""
     if remote is None or not remote.connected:
         return f"Remote connection to {cluster_key(item)[1]} is down"
@@ -497,21 +502,21 @@ async def _drain(manager: Manager, item: Object, remote: Remote | None, node: st
     for pod in pods["items"]:
         if not evictable(pod):
             continue
-        at = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
+        shown = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
         if "deletionTimestamp" in pod["metadata"]:
             if not gone:  # nobody confirms the end of a pod on a node that does not report
-                terminating.append(at)
+                terminating.append(shown)
             continue
         body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {
             "name": pod["metadata"]["name"], "namespace": pod["metadata"]["namespace"]}}  # fmt: skip
         path = f"/api/v1/namespaces/{pod['metadata']['namespace']}/pods/{pod['metadata']['name']}/eviction"
         try:
             await remote.client.create(path, body)
-            terminating.append(at)
+            terminating.append(shown)
         except Refused as error:
             if error.code == 404:
                 continue
-            refused.append(f"{at}: {error.message}")
+            refused.append(f"{shown}: {error.message}")
     if not terminating and not refused:
         return ""
     lines = []
@@ -536,7 +541,7 @@ def evictable(pod: Object) -> bool:
     return (pod.get("status") or {}).get("phase") not in {"Succeeded", "Failed"}
 
 
-async def _delete_node(manager: Manager, item: Object, remote: Remote, node: str, now: float) -> bool:
+async def _delete_node(manager: Manager, item: Object, remote: Remote, node: str) -> bool:
     """Whether the node is gone, or was tried for long enough."""
     limit = timeout(item["spec"], "nodeDeletion")
     limit = NODE_DELETION if limit is None else limit
@@ -545,7 +550,9 @@ async def _delete_node(manager: Manager, item: Object, remote: Remote, node: str
     except Refused as error:
         if error.code == 404:
             return True
-        return bool(limit) and now - moment(item["metadata"]["deletionTimestamp"]) > limit
+        at = (item["metadata"]["namespace"], item["metadata"]["name"])
+        since = moment(item["metadata"]["deletionTimestamp"])
+        return bool(limit) and manager.timers.passed(at, "node deletion", since, limit, real=1.0)
     manager.log("machine_controller", "Deleting Node", Machine=item["metadata"]["name"], Node=node)
     return True
 

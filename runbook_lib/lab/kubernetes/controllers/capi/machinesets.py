@@ -112,11 +112,13 @@ def preflight(item: Object, cluster: Object, plane: Object | None) -> str:
     wish, has = spec.get("version", ""), status.get("version", "")
     kind, name = plane["kind"], plane["metadata"]["name"]
     if wish and has and _version(wish) != _version(has) and "ControlPlaneIsStable" not in skipped:
-        return f'{kind} {plane["metadata"]["namespace"]}/{name} is upgrading ("ControlPlaneIsStable" preflight check failed)'
+        at = f"{plane['metadata']['namespace']}/{name}"
+        return f'{kind} {at} is upgrading ("ControlPlaneIsStable" preflight check failed)'
     own = item["spec"]["template"]["spec"].get("version", "")
     if wish and own and "KubernetesVersionSkew" not in skipped:
         mine, theirs = _version(own), _version(wish)
-        head = f"MachineSet version ({own.lstrip('v')}) and ControlPlane version ({wish.lstrip('v')}) do not conform to the "
+        both = f"MachineSet version ({own.lstrip('v')}) and ControlPlane version ({wish.lstrip('v')})"
+        head = f"{both} do not conform to the "
         if mine[:2] > theirs[:2]:
             return head + (
                 "kubernetes version skew policy as MachineSet version is higher than ControlPlane version "

@@ -14,6 +14,7 @@ from ..client import Cache, Key, Object
 from ..context import DEFINITIONS, Context
 from ..processes import Process, Program
 from ..remote import Remotes
+from ..timers import Timers
 from .conditions import Conditions
 from .conditions import write as with_conditions
 from .objects import GROUP, Target, cluster_key, resolve
@@ -45,6 +46,7 @@ class Manager:
 
     def __post_init__(self) -> None:
         self.outside = Bell(self.context)
+        self.timers = Timers(self.context)
         self.remotes = Remotes(self.context, self._remote_changed)
 
     def _remote_changed(self, key: Key) -> None:
