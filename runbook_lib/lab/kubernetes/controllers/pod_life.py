@@ -235,6 +235,8 @@ class PodLife:
         while wants := self._wants():
             at_once = [want for want in wants if want.now]
             for want in at_once:
+                if want.component != "kubelet":
+                    continue  # the attach-detach controller tells it itself
                 self.warn(want.reason, want.words, want.component)
             await self.pause(pause if at_once else 10.0)
             pause = min(pause * 2, 122.0)

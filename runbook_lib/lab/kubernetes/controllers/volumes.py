@@ -13,6 +13,9 @@ Find = Callable[[str, str, str], "Object | None"]
 SELF_ATTACHING = frozenset({"linstor.csi.linbit.com"})
 """Drivers whose attacher the lab does not emulate: their volumes are where the pod is."""
 
+ONE_NODE_ONLY = frozenset({"csi.proxmox.sinextra.dev"})
+"""Drivers whose node plugin refuses to stage a volume that several nodes may have."""
+
 
 @dataclass(frozen=True)
 class Want:
@@ -116,6 +119,10 @@ def _unattached(
         return None
     mine = next((row for row in rows if row["spec"]["nodeName"] == node), None)
     if mine and mine.get("status", {}).get("attached"):
+        modes = set(volume["spec"].get("accessModes") or ())
+        if driver in ONE_NODE_ONLY and modes & {"ReadWriteMany", "ReadOnlyMany"}:
+            why = "rpc error: code = InvalidArgument desc = VolumeCapability not supported"
+            return Want(entry.name, f'MountVolume.MountDevice failed for volume "{name}" : {why}', now=True)
         return None
     if mine and (trouble := mine.get("status", {}).get("attachError", {}).get("message")):
         said = f'AttachVolume.Attach failed for volume "{name}" : {trouble}'

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..alarms import Alarms
 from ..client import Key, Object, Refused, key_of
 from ..context import Context
 from ..reconcile import reconcile
@@ -99,6 +101,7 @@ async def run(context: Context) -> None:
         (work.attachments, work.of_attachment),
         (work.nodes, work.of_node),
         (work.claims, work.of_claim),
+        (work.alarms, Alarms.keys),
     ]
     await context.synced(work.drivers)
     await reconcile(context, work.volumes, work.volume, also=also)
@@ -106,18 +109,17 @@ async def run(context: Context) -> None:
 
 @dataclass
 class _AttachDetach:
-    """The caches, and since when a volume has been needless on a silent node."""
+    """The caches, and the clocks that run for needless volumes on silent nodes."""
 
     context: Context
-    _needless: dict[tuple[str, str], float] = field(default_factory=dict)
-    _pods_of: dict[Key, tuple[str, ...]] = field(default_factory=dict)
+    _needless: dict[tuple[str, str], asyncio.Task[None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         context = self.context
         self.client, self.pods, self.nodes = context.client, context.pods, context.nodes
         self.claims, self.volumes = context.cache(CLAIMS), context.cache(VOLUMES)
         self.attachments, self.drivers = context.cache(ATTACHMENTS), context.cache(DRIVERS)
-        self.told = Told(context, COMPONENT)
+        self.told, self.alarms = Told(context, COMPONENT), Alarms(context)
 
     # -- which volumes are looked at ---------------------------------------------------------------
 
@@ -164,47 +166,51 @@ class _AttachDetach:
         rows = self.attachments.items.values()
         return [row for row in rows if row["spec"]["source"].get("persistentVolumeName") == name]
 
-    async def volume(self, key: Key, volume: Object | None) -> float | None:
-        """Seconds until a silent node's time is over, or None."""
+    async def volume(self, key: Key, volume: Object | None) -> None:
+        """Nothing; the volume is nearer to where its pods are."""
         name = key[1]
         own = self._own(name)
         if volume is None or not (csi := volume["spec"].get("csi")):
             for row in own:
                 await self._delete(row)
-            return None
+            return
         driver = self.drivers.get("", csi["driver"])
         if driver is not None and driver["spec"].get("attachRequired", True) is False:
-            return None
+            return
         if csi["driver"] in SELF_ATTACHING and not own:
-            return None
+            return
         wanted = self._wanted(volume)
         steps = judge(volume, wanted, own)
         for node in wanted:
-            self._needless.pop((name, node), None)
-        wait = await self._detach(name, steps.detach, own)
+            self._needed(name, node)
+        await self._detach(name, steps.detach, own)
         for node in steps.attach:
             await self._attach(volume, node)
         for pod, message in steps.refused:
             await self.told.say(pod, "FailedAttachVolume", message, warning=True)
         await self._tell(name, wanted, own)
-        return wait
 
-    async def _detach(self, name: str, nodes: Sequence[str], own: Sequence[Object]) -> float | None:
-        waits = []
+    def _needed(self, name: str, node: str) -> None:
+        if timer := self._needless.pop((name, node), None):
+            timer.cancel()
+
+    async def _wait(self, name: str) -> None:
+        await self.context.clock.sleep(FORCE_SECONDS)
+        self.alarms.set(("", name), 0.0)
+
+    async def _detach(self, name: str, nodes: Sequence[str], own: Sequence[Object]) -> None:
+        """On a node that answers, a pod is only gone once its volumes are unmounted; a silent one gets six minutes."""
         for row in own:
             node = row["spec"]["nodeName"]
             if node not in nodes:
                 continue
             here = self.nodes.get("", node)
-            since = self._needless.setdefault((name, node), self.context.clock.now())
-            # on a node that answers, the pod is only gone once the kubelet has unmounted its volumes
-            left = since + FORCE_SECONDS - self.context.clock.now()
-            if ready(here) or out_of_service(here) or left <= 0:
+            timer = self._needless.get((name, node))
+            if ready(here) or out_of_service(here) or (timer is not None and timer.done()):
                 await self._delete(row)
-                self._needless.pop((name, node), None)
-            else:
-                waits.append(left)
-        return min(waits, default=None)
+                self._needed(name, node)
+            elif timer is None:
+                self._needless[name, node] = self.context.spawn(self._wait(name), name=f"lab-force-detach {name}")
 
     async def _delete(self, row: Object) -> None:
         if "deletionTimestamp" in row["metadata"]:

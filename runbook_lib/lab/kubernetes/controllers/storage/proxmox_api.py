@@ -145,7 +145,8 @@ class Region:
     client: ProxmoxClient
     clock: Clock
     version: tuple[int, ...]
-    _cached: dict[str, tuple[float, list[Json]]] = field(default_factory=dict)
+    _cached: dict[str, list[Json]] = field(default_factory=dict)
+    _timers: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
     async def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None, **query: Any) -> Any:
         """The `data` of an answer. Raises Failure."""
@@ -170,11 +171,25 @@ class Region:
     async def resources(self, kind: str, seconds: float) -> list[Json]:
         """Rows of the cluster, as old as `seconds` of the lab at most."""
         known = self._cached.get(kind)
-        now = self.clock.now()
-        if known is None or now - known[0] >= seconds:
-            rows = list(await self.ask("GET", "/cluster/resources", type=kind) or ())
-            known = self._cached[kind] = (now, rows)
-        return known[1]
+        if known is None:
+            known = self._cached[kind] = list(await self.ask("GET", "/cluster/resources", type=kind) or ())
+            self._cancel(kind)
+            self._timers[kind] = asyncio.get_running_loop().create_task(self._expire(kind, seconds))
+        return known
+
+    async def _expire(self, kind: str, seconds: float) -> None:
+        await self.clock.sleep(seconds)
+        self._cached.pop(kind, None)
+
+    def _cancel(self, kind: str) -> None:
+        if timer := self._timers.pop(kind, None):
+            timer.cancel()
+
+    async def close(self) -> None:
+        """Ends every connection and forgets everything."""
+        for kind in list(self._timers):
+            self._cancel(kind)
+        await self.client.close()
 
     def forget(self) -> None:
         """Nothing; the next question about VMs is really asked."""

@@ -584,7 +584,7 @@ async def run(context: Context, process: Process) -> None:
             await asyncio.Event().wait()
     finally:
         for region in regions.values():
-            await region.client.close()
+            await region.close()
 
 
 PROGRAMS = (Program("proxmox-csi-controller", run, leads=False),)
