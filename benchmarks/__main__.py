@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from benchmarks import kubernetes_lab, page, proxmox_lab, publish, reads, redaction, small, whole_run
+from benchmarks import kubernetes_lab, living_lab, page, proxmox_lab, publish, reads, redaction, small, whole_run
 from benchmarks.homes import ROOT
 from benchmarks.measure import Broken, Case, take_turns
 
@@ -22,6 +22,7 @@ CASES = {
     "redaction": redaction.case,
     "proxmox_lab": proxmox_lab.case,
     "kubernetes_lab": kubernetes_lab.case,
+    "living_lab": living_lab.case,
 }
 
 
