@@ -392,6 +392,14 @@ def test_pressed_node_says_so() -> None:
     assert rows["Ready"]["status"] == "True"
 
 
+def test_ailing_node_is_not_healed_by_a_heartbeat() -> None:
+    """What a scenario made wrong stays wrong; only the time of the report moves on."""
+    ill = {"status": {"conditions": [{"type": "DiskPressure", "status": "True", "reason": "KubeletHasDiskPressure"}]}}
+    assert heartbeats.is_ailing(ill)
+    rows = {row["type"]: row for row in heartbeats.conditions(ill, NOW, "", ailing=True)}
+    assert rows["DiskPressure"] == {"type": "DiskPressure", "status": "True", "lastHeartbeatTime": NOW}
+
+
 # --- stories over HTTP ---------------------------------------------------------------------------------------------
 
 

@@ -28,7 +28,15 @@ _CONDITIONS = {
 PRESSURE = {"memory": "MemoryPressure", "disk": "DiskPressure", "pids": "PIDPressure"}
 
 
-def conditions(node: Object, now: str, pressure: str) -> list[Object]:
+def is_ailing(node: Object) -> bool:
+    """Whether a node's own kubelet says that something is wrong with it."""
+    rows = node.get("status", {}).get("conditions") or ()
+    return any(
+        row["status"] == ("False" if row["type"] == "Ready" else "True") for row in rows if row["type"] in _CONDITIONS
+    )
+
+
+def conditions(node: Object, now: str, pressure: str, *, ailing: bool = False) -> list[Object]:
     """What the kubelet of a running machine says of its node; the time of a condition that did not change stays."""
     held = {entry["type"]: entry for entry in node.get("status", {}).get("conditions") or ()}
     rows = []
@@ -36,7 +44,8 @@ def conditions(node: Object, now: str, pressure: str) -> list[Object]:
         pressed = PRESSURE.get(pressure) == kind
         wanted = str((kind == "Ready") is not pressed)
         before = held.get(kind, {})
-        if before.get("status") == wanted:
+        if before.get("status") == wanted or (before and ailing):
+            wanted = before["status"]
             rows.append({"type": kind, "status": wanted, "lastHeartbeatTime": now})
             continue
         reason, words = (bad_reason, bad) if pressed else (good_reason, good)
@@ -70,7 +79,9 @@ async def post_status(context: Context, node: str) -> None:
     item = context.nodes.items.get(("", node))
     if item is None:
         return
-    rows = conditions(item, context.stamp(), context.machines.pressure.get(node, ""))
+    rows = conditions(
+        item, context.stamp(), context.machines.pressure.get(node, ""), ailing=node in context.machines.ailing
+    )
     body = {"status": {"conditions": rows}}
     await context.client.patch(f"/api/v1/nodes/{node}/status", body, content_type=STRATEGIC)
 

@@ -105,6 +105,8 @@ class Kubelets:
         for node in context.nodes.items.values():
             if _is_unknown(node):
                 self._silent.add(node["metadata"]["name"])
+            elif heartbeats.is_ailing(node):
+                context.machines.ailing.add(node["metadata"]["name"])
         for pod in list(context.pods.items.values()):
             self._changed("ADDED", pod)
         handlers: list[tuple[Cache, Callable[[str, Object], None]]] = [

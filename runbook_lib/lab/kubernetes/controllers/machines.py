@@ -13,13 +13,15 @@ class Machines:
     """The machines behind nodes, by node name. One that nobody spoke of runs.
 
     `handlers` are called with (node, alive) when a machine stops or starts. `pressure` maps a node to what it runs
-    short of: memory, disk or pids; set it with `press`.
+    short of: memory, disk or pids; set it with `press`. `known` are those that someone spoke of; `ailing` those that a
+    scenario left in a bad way, which they stay in until someone speaks of them.
     """
 
     dead: set[str] = field(default_factory=set)
     handlers: list[Handler] = field(default_factory=list)
     pressure: dict[str, str] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
+    ailing: set[str] = field(default_factory=set)
 
     @classmethod
     def with_faults(cls, faults: Mapping[str, str]) -> Machines:
@@ -37,6 +39,7 @@ class Machines:
     def set(self, node: str, alive: bool) -> None:
         """Nothing; the machine runs or not from now on, and whoever listens is told when that is new."""
         self.known.add(node)
+        self.ailing.discard(node)
         if alive == (node not in self.dead):
             return
         (self.dead.discard if alive else self.dead.add)(node)
@@ -45,6 +48,7 @@ class Machines:
     def press(self, node: str, what: str) -> None:
         """Nothing; the node runs short of memory, disk or pids from now on, or of nothing for ""."""
         self.pressure.pop(node, None)
+        self.ailing.discard(node)
         if what:
             self.pressure[node] = what
         self._tell([node])
