@@ -17,7 +17,7 @@ import yaml
 
 from runbook_lib.lab import scenario
 from runbook_lib.lab.kubernetes import strict
-from runbook_lib.lab.kubernetes.controllers import scheduler, storage
+from runbook_lib.lab.kubernetes.controllers import daemonsets, deployments, replicasets, scheduler, storage
 from runbook_lib.lab.kubernetes.controllers.kubelet import Kubelets
 from runbook_lib.lab.kubernetes.controllers.processes import Processes
 from runbook_lib.lab.kubernetes.controllers.storage import (
@@ -136,6 +136,7 @@ async def lab(
     *,
     tag: str = "v0.19.1",
     labelled: bool = True,
+    installed: bool = True,
     snapshotter: bool = False,
     password: bool = False,
     proxmox: Mapping[str, Any] | None = None,
@@ -143,10 +144,13 @@ async def lab(
 ) -> AsyncIterator[Lab]:
     """Two workers with the driver's pods, run by kubelets."""
     async with worlds(old=True, scale=scale, proxmox=proxmox) as made:
-        client, context = made.client, made.context
+        client = made.client
         await client.create("/api/v1/namespaces", {"metadata": {"name": SYSTEM}})
         for name, (zone, vmid) in MACHINES.items():
             await node(made, name, zone if labelled else "", vmid)
+        if not installed:
+            yield await started(made)
+            return
         await client.create("/apis/storage.k8s.io/v1/csidrivers", {"metadata": {"name": DRIVER}, "spec": {
             "attachRequired": True, "podInfoOnMount": True, "storageCapacity": True}})  # fmt: skip
         given = {"username": "root@pam", "password": "root-of-the-test"} if password else {}
@@ -167,11 +171,7 @@ async def lab(
             notes = {"api-approved.kubernetes.io": "https://github.com/kubernetes-csi/external-snapshotter/pull/814"}
             definition["metadata"].setdefault("annotations", {}).update(notes)
             await client.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition)
-        kubelets = Kubelets(context, Processes(context, storage.PROGRAMS))
-        context.spawn(scheduler.run(context), name="scheduler")
-        context.spawn(kubelets.run(), name="kubelets")
-        for manager in storage.MANAGERS:
-            context.spawn(manager(context), name=manager.__module__)
+        found = await started(made)
         sidecars = {name: version for name, version in SIDECARS.items() if snapshotter or name != "csi-snapshotter"}
         images = {"plugin": f"ghcr.io/sergelogvinov/proxmox-csi-controller:{tag}"}
         images |= {name: f"registry.k8s.io/sig-storage/{name}:{version}" for name, version in sidecars.items()}
@@ -181,11 +181,21 @@ async def lab(
             await system_pod(made, "snapshot-controller", "cp-1", {"main": image})
         for name in ("worker-1", "worker-2"):
             await system_pod(made, f"csi-node-{name}", name, {"plugin": f"x/proxmox-csi-node:{tag}"})
-        found = Lab(made, kubelets)
         if labelled:
             for name in ("worker-1", "worker-2"):
                 await made.until(f"/apis/storage.k8s.io/v1/csinodes/{name}", lambda item: item["spec"]["drivers"])
         yield found
+
+
+async def started(made: Worlds) -> Lab:
+    """The lab with kubelets, a scheduler and what the controller manager does about volumes."""
+    context = made.context
+    kubelets = Kubelets(context, Processes(context, storage.PROGRAMS))
+    context.spawn(scheduler.run(context), name="scheduler")
+    context.spawn(kubelets.run(), name="kubelets")
+    for manager in storage.MANAGERS:
+        context.spawn(manager(context), name=manager.__module__)
+    return Lab(made, kubelets)
 
 
 async def node(made: Worlds, name: str, zone: str, vmid: int) -> None:
@@ -214,7 +224,10 @@ def node_info(uuid: str) -> Object:
 
 async def system_pod(made: Worlds, name: str, where: str, images: Mapping[str, str]) -> None:
     """A pod of the system on that node."""
-    containers = [{"name": key, "image": image} for key, image in images.items()]
+    containers: list[Object] = [{"name": key, "image": image} for key, image in images.items()]
+    for entry in containers:
+        if entry["name"] == "csi-provisioner":
+            entry["args"] = ["--enable-capacity", "--capacity-ownerref-level=2"]
     await made.client.create(f"/api/v1/namespaces/{SYSTEM}/pods", {
         "metadata": {"name": name}, "spec": {"nodeName": where, "containers": containers}})  # fmt: skip
 
@@ -822,3 +835,63 @@ def test_volume_for_many_nodes_is_not_mounted() -> None:
             assert (await here.client.get(f"{PODS}/one"))["status"]["phase"] == "Pending"
 
     asyncio.run(story())
+
+
+def test_uninstalled_plugin_leaves_the_csi_node() -> None:
+    """With its plugin's pod a node loses the driver, and claims for it say so."""
+
+    async def story() -> None:
+        async with lab() as here:
+            await here.client.delete(f"/api/v1/namespaces/{SYSTEM}/pods/csi-node-worker-1")
+            await here.made.until(
+                "/apis/storage.k8s.io/v1/csinodes/worker-1", lambda item: not item["spec"].get("drivers")
+            )
+            await here.storage_class()
+            await here.claim()
+            await here.pod("one", node="worker-1")
+            said = await here.told("data", "ProvisioningFailed")
+            assert said.endswith(
+                "error generating accessibility requirements: no topology key found on CSINode worker-1"
+            )
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("version", ["0.3.0", "0.5.0"])
+def test_chart_of_the_driver_serves_claims(version: str) -> None:
+    """What the driver's chart renders makes disks, with its own Secret, options and registrars."""
+    book = pytest.importorskip("runbook_lib.lab.kubernetes.charts.book", reason="the charts are not there")
+    chart = next(entry for entry in book.CHARTS if entry.name == "proxmox-csi-plugin")
+
+    async def story() -> None:
+        async with lab(installed=False) as here:
+            for manager in (deployments, replicasets, daemonsets):
+                here.made.context.spawn(manager.run(here.made.context), name=manager.__name__)
+            values = book.merged(chart.values, {
+                "config": config_of(here.made.proxmox_url),
+                "storageClass": [{"name": "proxmox", "storage": "local-lvm", "reclaimPolicy": "Delete", "ssd": True}],
+                "nodeSelector": {"kubernetes.io/hostname": "worker-2"},
+            })  # fmt: skip
+            given = book.Given("csi", SYSTEM, values, chart.name, version, chart.versions[version])
+            for item in book.rendered(chart, given):
+                await here.client.create(collection_of(item), item)
+            await here.claim()
+            await here.pod("one", node="worker-1")
+            await here.running("one")
+            assert [value.split(":")[0] for value in here.drives(111).values()] == ["local-lvm"]
+            path = f"/apis/storage.k8s.io/v1/namespaces/{SYSTEM}/csistoragecapacities"
+            async with asyncio.timeout(15):
+                while not (rows := (await here.client.list(path))["items"]):
+                    await asyncio.sleep(0.05)
+            assert rows[0]["metadata"]["ownerReferences"][0]["kind"] == "Deployment"
+
+    asyncio.run(story())
+
+
+def collection_of(item: Object) -> str:
+    """Where an object of a chart is created."""
+    version, kind = item["apiVersion"], item["kind"]
+    plural = {"StorageClass": "storageclasses"}.get(kind, f"{kind.lower()}s")
+    space = item["metadata"].get("namespace")
+    base = f"/api/{version}" if "/" not in version else f"/apis/{version}"
+    return f"{base}/namespaces/{space}/{plural}" if space else f"{base}/{plural}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from ..processes import Program
 from . import attach_detach, attacher, binder, linstor, provisioner, proxmox_driver, registrar, resizer, snapshots
 
-MANAGERS = (binder.run, attach_detach.run)
-"""What the controller manager runs."""
+MANAGERS = (binder.run, attach_detach.run, registrar.run)
+"""What the controller manager runs, and what kubelets do about plugins."""
 
 PROGRAMS = (
     *proxmox_driver.PROGRAMS,

@@ -142,6 +142,24 @@ def volume_of(claim: Object, kind: Object, driver: str, made: Made, identity: st
     }
 
 
+def option(container: Object, name: str) -> str | None:
+    """The value of an option among the container's words: "" for one without a value, None where it is not."""
+    for word in (*(container.get("command") or ()), *(container.get("args") or ())):
+        key, _, value = str(word).partition("=")
+        if key == name:
+            return value
+    return None
+
+
+OWNERS = {
+    "ReplicaSet": "replicasets",
+    "Deployment": "deployments",
+    "StatefulSet": "statefulsets",
+    "DaemonSet": "daemonsets",
+}
+"""What may be above a pod, in apps/v1."""
+
+
 # -- the sidecar ---------------------------------------------------------------------------------------
 
 
@@ -154,7 +172,10 @@ async def run(context: Context, process: Process) -> None:
             async with asyncio.TaskGroup() as group:
                 group.create_task(provisioner.claims_run())
                 group.create_task(provisioner.volumes_run())
-                if "capacity" in driver.capabilities:
+                if "capacity" in driver.capabilities and option(process.container, "--enable-capacity") not in {
+                    None,
+                    "false",
+                }:
                     group.create_task(provisioner.capacities_run())
         finally:
             provisioner.alarms.close()
@@ -176,6 +197,7 @@ class _Provisioner:
         self.identity = f"{driver.name}_{pod.get('name', '')}_{pod.get('uid', '')}"
         self.told = Told(context, self.identity)
         self._tries: dict[str, int] = {}
+        self._owner: Object | None = None
 
     def say(self, level: str, message: str, **values: Any) -> None:
         self.process.write(line(self.context.clock.now(), level, "controller.go:1366", message, **values))
@@ -364,9 +386,28 @@ class _Provisioner:
         """CSIStorageCapacity objects: one for each class of the driver and each place, looked at every minute."""
         cache = self.context.cache(CAPACITIES)
         await self.context.synced(cache, self.classes, self.csi_nodes, self.nodes)
+        level = option(self.process.container, "--capacity-ownerref-level") or "1"
+        self._owner = await self._above(int(level) if level.isdigit() else 1)
         while True:
             await self._capacities(cache.items)
             await asyncio.gather(self.context.clock.sleep(CAPACITY_SECONDS), asyncio.sleep(2.0))
+
+    async def _above(self, level: int) -> Object | None:
+        """The reference to what owns the capacities: the pod, or what is so many levels above it."""
+        item: Object | None = {"apiVersion": "v1", "kind": "Pod", **self.process.pod}
+        for _ in range(level):
+            owners = (item or {}).get("metadata", {}).get("ownerReferences") or ()
+            above = next((entry for entry in owners if entry.get("controller") and entry["kind"] in OWNERS), None)
+            if above is None:
+                break
+            item = await self.client.find(
+                f"/apis/apps/v1/namespaces/{self.process.namespace}/{OWNERS[above['kind']]}/{above['name']}"
+            )
+        if item is None or "uid" not in item["metadata"]:
+            return None
+        meta = item["metadata"]
+        return {"apiVersion": item["apiVersion"], "kind": item["kind"], "name": meta["name"], "uid": meta["uid"],
+                "controller": True}  # fmt: skip
 
     async def _capacities(self, known: Mapping[Key, Object]) -> None:
         space = self.process.namespace
@@ -393,12 +434,14 @@ class _Provisioner:
 
     async def _record(self, space: str, item: Object | None, kind: str, place: Mapping[str, str], left: str) -> None:
         if item is None:
-            body = {
+            body: Object = {
                 "apiVersion": "storage.k8s.io/v1", "kind": "CSIStorageCapacity",
                 "metadata": {"generateName": "csisc-", "namespace": space, "labels": {
                     f"{PREFIX}drivername": self.driver.name, f"{PREFIX}managed-by": "external-provisioner"}},
                 "storageClassName": kind, "nodeTopology": {"matchLabels": dict(place)}, "capacity": left,
             }  # fmt: skip
+            if self._owner:
+                body["metadata"]["ownerReferences"] = [self._owner]
             await self.client.create(f"/apis/storage.k8s.io/v1/namespaces/{space}/csistoragecapacities", body)
         elif item.get("capacity") != left:
             await self.client.patch(_capacity_path(item), {"capacity": left})

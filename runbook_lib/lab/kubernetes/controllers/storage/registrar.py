@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 
-from ..client import Object
+import aiohttp
+
+from ..client import Object, Refused
 from ..context import Context
 from ..klog import line
 from ..processes import Exit, Process, Program
 from . import proxmox_driver
 from .provisioner import CSI_NODES
+
+log = logging.getLogger(__name__)
 
 MOST_LABEL = "csi.proxmox.sinextra.dev/max-volume-attachments"
 MOST, MOST_EVER = 24, 30
@@ -97,6 +102,44 @@ async def registrar(context: Context, process: Process) -> None:
     if not any(image_of(entry) == PLUGIN for entry in siblings):
         await asyncio.Event().wait()
     await _register(context, process)
+
+
+# -- the kubelet's part ------------------------------------------------------------------------------
+
+
+async def run(context: Context) -> None:
+    """A plugin's socket goes with its pod: the node's kubelet takes the driver out of the CSINode."""
+    gone: asyncio.Queue[str] = asyncio.Queue()
+
+    def changed(kind: str, pod: Object) -> None:
+        if kind == "DELETED" and _has_plugin(pod):
+            gone.put_nowait(str(pod["spec"].get("nodeName", "")))
+
+    context.pods.handlers.append(changed)
+    try:
+        while True:
+            node = await gone.get()
+            try:
+                await _unregister(context, node)
+            except (Refused, aiohttp.ClientError, TimeoutError, OSError) as error:
+                log.debug("driver of %s: %s", node, error)
+    finally:
+        context.pods.handlers.remove(changed)
+
+
+def _has_plugin(pod: Object) -> bool:
+    return any(image_of(entry) == PLUGIN for entry in (pod.get("spec") or {}).get("containers") or ())
+
+
+async def _unregister(context: Context, node: str) -> None:
+    if any(pod["spec"].get("nodeName") == node and _has_plugin(pod) for pod in context.pods.items.values()):
+        return
+    item = await context.client.find(f"{CSI_NODES}/{node}")
+    rows = ((item or {}).get("spec") or {}).get("drivers") or []
+    rest = [row for row in rows if row["name"] != proxmox_driver.NAME]
+    if item is not None and rest != rows:
+        meta = {"resourceVersion": item["metadata"]["resourceVersion"]}
+        await context.client.patch(f"{CSI_NODES}/{node}", {"metadata": meta, "spec": {"drivers": rest}})
 
 
 PROGRAMS = (Program(PLUGIN, plugin, leads=False), Program(REGISTRAR, registrar, leads=False))
