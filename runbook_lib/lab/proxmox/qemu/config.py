@@ -11,7 +11,7 @@ from ..network import bridge_path
 from ..nodes import HISTORY, TIMEFRAME, moments
 from ..quorum import quorate
 from ..routing import Boolean, Call, Integer, PveError, Rule, String, only_9, param_error, perm, route, split_list
-from ..storage import remove_volume, volumes_on
+from ..storage import find_volume, remove_volume, volumes_on
 from ..tasks import finished_within
 from ..worker import TaskContext, TaskError
 from .drives import (
@@ -675,6 +675,9 @@ def destroy_vm(call: Call) -> str:
         owned = set(volumes_of(guest.config))
         for snapshot in guest.snapshots.values():
             owned |= set(volumes_of(snapshot.config))
+        # a disk of another owner, such as one that a CSI driver attached, outlives the VM
+        there = {volid: find_volume(state, guest.node, volid) for volid in owned}
+        owned = {volid for volid, volume in there.items() if volume is None or volume.vmid in {None, guest.vmid}}
         if unreferenced:
             for storage in state.storages.values():
                 if storage.active(guest.node):
