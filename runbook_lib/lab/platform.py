@@ -17,6 +17,7 @@ from .kubernetes import crd, seeds
 from .kubernetes.cluster import Cluster, User
 from .kubernetes.controllers import Handles, metrics, start_all
 from .kubernetes.server import create_app
+from .monitoring.plug import Monitoring
 from .tenants import Tenants
 
 NAMES = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "lab")
@@ -35,6 +36,7 @@ class Platform:
     token: str
     controllers: Handles | None = None
     tenants: Tenants = field(default_factory=lambda: Tenants(Clock()))
+    monitoring: Monitoring | None = None
 
     async def start(self, url: str, ca_file: str, clock: Clock) -> None:
         """Start the controllers against the API, which answers by now. A cluster without nodes has none."""
@@ -43,11 +45,18 @@ class Platform:
         self.controllers = await start_all(url, self.token, ca_file, clock, self.section, self.tenants)
         self.cluster.usage = metrics.usage(clock.now)
         self.cluster.pod_log = self.controllers.kubelets.pod_log
+        self.controllers.context.listeners = cast(Any, self.cluster.backends)
+        self.monitoring = Monitoring(self.cluster, clock)
+        self.monitoring.logs = self.controllers.kubelets.logs
+        self.monitoring.plug()
         # The server awaits what a hook leaves to await.
         self.cluster.pod_exec = cast(Any, self.controllers.kubelets.pod_exec)
 
     async def stop(self) -> None:
         """End the controllers."""
+        if self.monitoring is not None:
+            await self.monitoring.stop()
+            self.monitoring = None
         if self.controllers is not None:
             await self.controllers.stop()
             self.controllers = None

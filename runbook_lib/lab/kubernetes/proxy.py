@@ -8,7 +8,8 @@
 
 The key is (namespace, Service name, the Service's own port number). A pair is asked over plain HTTP with method, query,
 headers and body as they came; a handler gets the aiohttp request and the path below the Service ("/api/v1/query") and
-returns the response. A pod is reached through any Service that selects it, or by its own key. Only pairs can be
+returns the response. A pod is reached through any Service that selects it, or by its own key;
+a Service without a backend of its own is answered by that of a ready pod behind it. Only pairs can be
 port-forwarded to, since a handler has no socket. A backend is asked only while the Service has a ready endpoint: what
 EndpointSlices say about its pods decides, and a Service without any slice counts as ready.
 """
@@ -74,11 +75,26 @@ def service_backend(cluster: Cluster, namespace: str, given: str, service: Json)
     if slices and not addresses:
         raise unavailable(f'no endpoints available for service "{given}"')
     found = cluster.backends.get((namespace, name, int(row["port"])))
+    if found is None:
+        found = _listening(cluster, namespace, row, slices)
     if found is not None:
         return found
     if not addresses:
         raise unavailable(f'no endpoints available for service "{given}"')
     raise unreachable(f"{addresses[0]}:{row.get('targetPort', row['port'])}")
+
+
+def _listening(cluster: Cluster, namespace: str, row: Json, slices: list[Json]) -> Backend | None:
+    """What a ready pod of the Service has registered for itself."""
+    for item in slices:
+        for entry in item.get("endpoints") or []:
+            name = (entry.get("targetRef") or {}).get("name", "")
+            pod = cluster.find("v1", "Pod", namespace, name)
+            if pod is not None and (entry.get("conditions") or {}).get("ready", True):
+                found = cluster.backends.get((namespace, f"pod/{name}", _target(row, pod)))
+                if found is not None:
+                    return found
+    return None
 
 
 def _service_port(service: Json, port: str, given: str, name: str) -> Json:

@@ -51,6 +51,7 @@ class Clock(Protocol):
 class Context:
     """The shared surroundings of all controllers of one cluster.
 
+    `listeners` are the real processes that play pods: (namespace, "pod/NAME", port) → (host, port).
     `seed` makes chance repeat: a controller that throws dice takes `random.Random(f"{seed}/…")`.
     """
 
@@ -60,6 +61,7 @@ class Context:
     seed: int = 1
     control_planes: ControlPlanes | None = None
     machines: Machines = field(init=False)
+    listeners: dict[Any, Any] = field(default_factory=dict)
     _caches: dict[str, Cache] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _names: Any = field(default_factory=itertools.count)

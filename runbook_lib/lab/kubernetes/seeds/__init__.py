@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from . import admission, crds, edits, platform, surroundings, workloads
+from . import admission, crds, edits, platform, scrapes, surroundings, workloads
 from .components import VERSIONS, Part, Release, releases
 from .objects import Object, Times, thing
 from .workloads import Body, Machine
@@ -66,7 +66,7 @@ def cozystack(section: Mapping[str, Any], *, now: float | None = None) -> list[O
     body.add(*platform.providers(times, flavour, versions))
     body.add(*surroundings.network(machines, times, vip))
     body.add(*surroundings.storage(machines, times))
-    body.add(*surroundings.monitoring(times))
+    body.add(*surroundings.monitoring(times), *scrapes.scrapes(times))
     body.add(*admission.webhooks(times, authorities, hooks))
     body.add(
         *admission.api_services(_api_services(flavour), times, authorities["cozy-system/lineage-controller-webhook"])
