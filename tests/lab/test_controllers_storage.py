@@ -20,6 +20,7 @@ from runbook_lib.lab.kubernetes import strict
 from runbook_lib.lab.kubernetes.controllers import daemonsets, deployments, replicasets, scheduler, storage
 from runbook_lib.lab.kubernetes.controllers.kubelet import Kubelets
 from runbook_lib.lab.kubernetes.controllers.processes import Processes
+from runbook_lib.lab.kubernetes.controllers.proxmox import ProxmoxClient
 from runbook_lib.lab.kubernetes.controllers.storage import (
     attach_detach,
     matching,
@@ -850,18 +851,17 @@ def test_uninstalled_plugin_leaves_the_csi_node() -> None:
             await here.claim()
             await here.pod("one", node="worker-1")
             said = await here.told("data", "ProvisioningFailed")
-            assert said.endswith(
-                "error generating accessibility requirements: no topology key found on CSINode worker-1"
-            )
+            assert said.endswith("requirements: no topology key found on CSINode worker-1")
 
     asyncio.run(story())
 
 
-@pytest.mark.parametrize("version", ["0.3.0", "0.5.0"])
-def test_chart_of_the_driver_serves_claims(version: str) -> None:
+@pytest.mark.parametrize("position", [0, -1], ids=["oldest", "newest"])
+def test_chart_of_the_driver_serves_claims(position: int) -> None:
     """What the driver's chart renders makes disks, with its own Secret, options and registrars."""
     book = pytest.importorskip("runbook_lib.lab.kubernetes.charts.book", reason="the charts are not there")
     chart = next(entry for entry in book.CHARTS if entry.name == "proxmox-csi-plugin")
+    version = list(chart.versions)[position]
 
     async def story() -> None:
         async with lab(installed=False) as here:
@@ -895,3 +895,72 @@ def collection_of(item: Object) -> str:
     space = item["metadata"].get("namespace")
     base = f"/api/{version}" if "/" not in version else f"/apis/{version}"
     return f"{base}/namespaces/{space}/{plural}" if space else f"{base}/{plural}"
+
+
+async def ended(proxmox: ProxmoxClient, upid: str) -> str:
+    """How a task of pve1 ended."""
+    async with asyncio.timeout(15):
+        while (row := await proxmox.get(f"/nodes/pve1/tasks/{upid}/status"))["status"] == "running":
+            await asyncio.sleep(0.02)
+    return str(row["exitstatus"])
+
+
+def test_disk_outlives_the_vm_it_is_attached_to() -> None:
+    """A VM destroyed in Proxmox VE leaves the claim's disk, which is VM 9999's, and the next VM gets it."""
+
+    async def story() -> None:
+        async with lab(scale=5000) as here:
+            await here.storage_class(store="nas")
+            await here.claim()
+            await here.pod("one", node="worker-1")
+            await here.running("one")
+            [disk] = here.disks()
+            async with ProxmoxClient(here.made.proxmox_url, "root@pam!capmox", SECRET) as proxmox:
+                assert await ended(proxmox, await proxmox.post("/nodes/pve1/qemu/111/status/stop")) == "OK"
+                assert await ended(proxmox, await proxmox.delete("/nodes/pve1/qemu/111")) == "OK"
+            assert 111 not in here.made.state.guests
+            assert here.disks() == [disk]
+            here.made.context.machines.set("worker-1", False)
+            await here.client.delete("/api/v1/nodes/worker-1")
+            await here.client.request("DELETE", f"{PODS}/one", {"gracePeriodSeconds": 0})
+            await here.pod("two", node="worker-2")
+            await here.running("two")
+            assert [value.split(",")[0] for value in here.drives(112).values()] == [disk]
+
+    asyncio.run(story())
+
+
+def test_disk_removed_by_hand_lets_the_claim_go() -> None:
+    """A disk that is gone in Proxmox VE keeps neither pod, claim nor volume from being deleted."""
+
+    async def story() -> None:
+        async with lab() as here:
+            await here.storage_class()
+            await here.claim()
+            await here.pod("one", node="worker-1")
+            await here.running("one")
+            name = (await here.bound())["metadata"]["name"]
+            for key in [key for key, row in here.made.state.volumes.items() if "vm-9999-" in row.volid]:
+                del here.made.state.volumes[key]
+            await here.client.delete(f"{PODS}/one")
+            await here.client.delete(f"{CLAIMS}/data")
+            await here.made.gone(f"{VOLUMES}/{name}")
+            assert here.drives(111)  # the dead line stays in the VM's config: nobody looks at it any more
+
+    asyncio.run(story())
+
+
+def test_vm_without_a_free_slot_refuses_the_disk() -> None:
+    """Twenty-nine drives are all that a VM takes; the pod hears why the thirtieth is not attached."""
+
+    async def story() -> None:
+        async with lab() as here:
+            config = here.made.state.guests[111].config
+            config.update({f"scsi{slot}": f"local-lvm:vm-111-disk-{slot},size=1G" for slot in range(1, 30)})
+            await here.storage_class()
+            await here.claim()
+            await here.pod("one", node="worker-1")
+            said = await here.told("one", "FailedAttachVolume")
+            assert said.endswith(" : rpc error: code = Internal desc = no free lun found")
+
+    asyncio.run(story())

@@ -151,12 +151,7 @@ def option(container: Object, name: str) -> str | None:
     return None
 
 
-OWNERS = {
-    "ReplicaSet": "replicasets",
-    "Deployment": "deployments",
-    "StatefulSet": "statefulsets",
-    "DaemonSet": "daemonsets",
-}
+OWNERS = {kind: f"{kind.lower()}s" for kind in ("ReplicaSet", "Deployment", "StatefulSet", "DaemonSet")}
 """What may be above a pod, in apps/v1."""
 
 
@@ -172,10 +167,8 @@ async def run(context: Context, process: Process) -> None:
             async with asyncio.TaskGroup() as group:
                 group.create_task(provisioner.claims_run())
                 group.create_task(provisioner.volumes_run())
-                if "capacity" in driver.capabilities and option(process.container, "--enable-capacity") not in {
-                    None,
-                    "false",
-                }:
+                asked = option(process.container, "--enable-capacity") not in {None, "false"}
+                if asked and "capacity" in driver.capabilities:
                     group.create_task(provisioner.capacities_run())
         finally:
             provisioner.alarms.close()
