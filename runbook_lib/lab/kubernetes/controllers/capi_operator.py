@@ -40,7 +40,7 @@ from .capi_operator_rules import (
 )
 from .client import Cache, Key, Object, Refused
 from .context import Context
-from .installing import NoMatch, Places, is_true, key_in, put, row_of, selected, take_away
+from .installing import NoMatch, Pace, Places, is_true, key_in, put, row_of, selected, take_away
 from .internet import unreachable
 from .processes import Process, Program
 from .reconcile import Mapped, reconcile
@@ -67,6 +67,7 @@ class Operator:
     secrets: Cache
     failures: dict[tuple[str, Key], int] = field(default_factory=dict)
     seen: dict[tuple[str, Key], str] = field(default_factory=dict)
+    pace: Pace = field(default_factory=Pace)
 
     def say(self, message: str, provider: Object, *, error: str = "") -> None:
         """A line of the log."""
@@ -314,7 +315,7 @@ class Operator:
         if failed.quiet:
             return None
         count = self.failures[key] = self.failures.get(key, 0) + 1
-        return min(FIRST_PAUSE * 2 ** min(count, 12), LAST_PAUSE)
+        return self.pace.again(key, min(FIRST_PAUSE * 2 ** min(count, 12), LAST_PAUSE))
 
     async def health(self, provider: Object) -> float | None:
         """Nothing, or seconds until the next look; Ready follows the manager's Deployment from its first change on."""

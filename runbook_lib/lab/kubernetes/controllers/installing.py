@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from .client import Key, KubeClient, Object, Refused
 
@@ -154,3 +157,33 @@ def selected(labels: Mapping[str, str] | None, selector: Mapping[str, str]) -> b
 def key_in(namespace: str, reference: Object) -> Key:
     """The key of what is referred to from a namespace."""
     return str(reference.get("namespace") or namespace), str(reference["name"])
+
+
+@dataclass
+class Pace:
+    """Seconds until a next look; none where time does not wait and the last look was a moment ago."""
+
+    _last: dict[Any, float] = field(default_factory=dict)
+
+    def again(self, key: Any, seconds: float) -> float | None:
+        """The seconds, or None: then only a change brings the key back."""
+        now = time.monotonic()
+        last, self._last[key] = self._last.get(key, 0.0), now
+        return None if now - last < MOMENT else seconds
+
+
+MOMENT = 0.005  # real seconds
+
+
+def seconds_of(text: Any, default: float) -> float:
+    """Seconds of a Go duration: "5m0s", "1h30m"."""
+    units = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+    found = re.findall(r"([\d.]+)(ms|h|m|s)", str(text or ""))
+    return sum(float(number) * units[unit] for number, unit in found) if found else default
+
+
+def spoken(seconds: float) -> str:
+    """A duration as Go writes it: "5m0s"."""
+    hours, rest = divmod(int(seconds), 3600)
+    minutes, left = divmod(rest, 60)
+    return (f"{hours}h" if hours else "") + (f"{minutes}m" if hours or minutes else "") + f"{left}s"
