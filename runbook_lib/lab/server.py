@@ -19,6 +19,7 @@ import ssl
 import sys
 import time
 import uuid
+from asyncio import sslproto
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ KEPT = "kept.json"
 """Where a lab that was asked to keep its state leaves it for the next one in the folder."""
 GRACE_SECONDS = 0.1
 LOOK_SECONDS = 2.0
+TLS_BUFFER = 32 * 1024
+"""Bytes that a TLS connection reads into: asyncio's own 256 KiB would be 40 MB for all watches of the controllers."""
 
 
 class Site:
@@ -473,6 +476,7 @@ def serve(args: argparse.Namespace) -> int:
             os.close(args.ready_fd)
 
     async def main() -> None:
+        sslproto.SSLProtocol.max_size = TLS_BUFFER
         lab = Lab(
             folder,
             scenario=args.scenario,
