@@ -105,17 +105,18 @@ def take_back(
     rest = str(bridge.get("rest") or "")
     removed = ""
     while True:
+        reloads = _reloads(pve, str(bridge["node"]))  # asked first: a look from before its end would be stale
         seen = look(pve, bridge)
         if not seen.waits:
             rest = seen.rest
-        if seen.gone:
+        if seen.gone and not reloads:
             return f"GET {base} {'no longer lists it' if removed else 'does not list it'}, nothing of it waits"
-        if not is_ours(seen, bridge):
+        if not seen.gone and not is_ours(seen, bridge):
             return f"GET {base} lists it without the mark of this run; left alone"
         if clock() > until:
             raise UnfinishedChange(f"take back {base}/{bridge['name']}", "it is still there", "`runbook sweep`")
         alone = seen.rest == rest
-        if _reloads(pve, str(bridge["node"])):
+        if reloads:
             sleep(pause)
             pause = min(2.0, pause * 2)
             continue

@@ -28,6 +28,30 @@ ISO_SAMPLES = 3
 DISK_GIB = 1
 
 
+def all_trials(
+    pve: Any,
+    site: Any,
+    run: str,
+    *,
+    interfaces: Sequence[Interface],
+    pending: Iterable[PendingNetwork],
+    storages: Sequence[Storage],
+    step: str = "22",
+) -> Wanted:
+    """Bridges, volumes and the growing disk as one plan, so that one approval covers the step.
+
+    A cluster without quorum refuses writes half-way, so nothing at all is tried on it.
+    """
+    if proxmox.cluster(pve).quorate is False:
+        return Wanted(problems=("cluster: it has no quorum, and would refuse some of the writes",))
+    wanted = (
+        bridge_trials(pve, site, run, interfaces=interfaces, pending=pending)
+        + volume_trials(site, run, storages=storages)
+        + disk_trial(pve, site, run, storages=storages)
+    )
+    return wanted.numbered(step)
+
+
 # --- a bridge ----------------------------------------------------------------------------------------
 
 
@@ -94,7 +118,8 @@ def _bridge(pve: Any, node: str, name: str, run: str) -> Iterator[Change]:
 
 def tried_bridges(pve: Any, applied: Applied) -> list[TriedBridge]:
     """Each bridge of the plan as its node has it now; nothing where nothing was sent."""
-    made = [change for change in applied.plan.changes if change.action == "create" and not applied.refused]
+    planned = () if applied.refused else applied.plan.changes
+    made = [change for change in planned if change.action == "create" and "/network/" in change.target]
     if not made:
         return []
     rows = {(row.node, row.name): row for row in proxmox.interfaces(pve)}

@@ -56,10 +56,16 @@ POINTS = (
     Point("volume-freed", "13", "proxmox", "DELETE", r"/content/", "/nodes/"),
     Point("probe-namespace", "12", "kubernetes", "*", r"/namespaces/runbook-probe-[0-9a-f]+(\?|$)", "v1/Namespace/"),
     Point("probe-pod", "12", "kubernetes", "*", r"/pods/runbook-probe", "v1/Pod/"),
+    Point("bridge-asked-for", "22", "proxmox", "POST", r"/network(\?|$)", "/nodes/pve1/network/vmbr1000"),
+    Point("bridge-applied", "22", "proxmox", "PUT", r"/network(\?|$)", "/nodes/pve1/network/vmbr1000"),
+    Point("bridge-removed", "22", "proxmox", "DELETE", r"/network/vmbr", "/nodes/pve1/network/vmbr1000"),
+    Point("iso-uploaded", "22", "proxmox", "POST", r"/upload", "/nodes/pve1/storage/local/content/runbook-"),
+    Point("volume-allocated", "22", "proxmox", "POST", r"/storage/nas/content", "/nodes/pve1/storage/nas/content/vm-"),
+    Point("disk-resized", "22", "proxmox", "PUT", r"/qemu/\d+/resize", "/nodes/pve1/qemu/"),
     Point("refused-user", "21", "proxmox", "POST", r"/access/users(\?|$)", "/access/users/runbook-expired"),
     Point("refused-token", "21", "proxmox", "POST", r"/token/refused", "/access/users/runbook-expired"),
 )
-SAMPLE = {"volume-asked-for", "token-asked-for"}
+SAMPLE = {"volume-asked-for", "token-asked-for", "bridge-applied"}
 every_point = pytest.mark.parametrize(
     "point",
     [
@@ -98,7 +104,7 @@ def undisturbed(home: homes.Home, untouched: set[str]) -> dict[str, set[str]]:
     """What a run without a kill leaves behind, by step."""
     told = home.runbook("run", "--step", "13")
     assert told.returncode == 0, told.stderr[-2000:]
-    return {"13": homes.inventory(home) - untouched, "12": set(), "21": set()}
+    return {"13": homes.inventory(home) - untouched, "12": set(), "21": set(), "22": set()}
 
 
 @pytest.fixture

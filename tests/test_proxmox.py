@@ -68,7 +68,8 @@ def test_every_fact_has_a_recorded_case() -> None:
     facts = {path.parent.name for path in CASES}
     wanted = {
         "version", "cluster", "nodes", "guests", "storages", "thin_pools", "volumes", "interfaces", "pending_network",
-        "certificates", "clocks", "failed_tasks", "updates", "templates", "permissions",
+        "certificates", "clocks", "failed_tasks", "updates", "templates", "permissions", "network_config",
+        "sdn_objects", "sdn_status",
     }  # fmt: skip
     assert facts == wanted
 

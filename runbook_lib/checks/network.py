@@ -86,7 +86,8 @@ def no_network_change_waits(pending: Iterable[PendingNetwork]) -> Iterator[Findi
     for row in pending:
         lines = [line for line in row.diff.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
         if row.diff:
-            shown = "; ".join(line.strip() for line in lines[:3])
+            telling = [line for line in lines if line[1:].strip() and line[1:2] != "#"]  # not PVE's own heading
+            shown = "; ".join(line.strip() for line in (telling or lines)[:3])
             yield verdict(Status.WARN, row.node, f"{row.node}: {len(lines)} lines wait: {shown}", diff=row.diff)
         else:
             yield verdict(True, row.node, f"{row.node}: nothing waits")
@@ -142,8 +143,9 @@ def pods_reach_proxmox(reaches: Iterable[Reach]) -> Iterator[Finding]:
     remedy="Make the bridge on the other nodes too, with the same kind; a machine starts only where its bridge is.",
     source="Sprint 2.1; GET /nodes/{node}/network",
 )
-def bridges_agree(interfaces: Sequence[Interface]) -> Iterator[Finding]:
-    """One finding per bridge name: on every node, as one kind, Linux or OVS; the site's own has a check of its own."""
+def bridges_agree(interfaces: Sequence[Interface], *, nodes: Sequence[str] | None = None) -> Iterator[Finding]:
+    """One finding per bridge name: on every node of the site, as one kind, Linux or OVS."""
+    interfaces = [row for row in interfaces if nodes is None or row.node in nodes]
     nodes = sorted({row.node for row in interfaces})
     by_name: dict[str, dict[str, str]] = defaultdict(dict)
     for row in interfaces:
@@ -262,7 +264,8 @@ def gateway_is_right(interfaces: Sequence[Interface]) -> Iterator[Finding]:
             continue
         row = mine[0]
         network = ipaddress.ip_interface(row.cidr).network if row.cidr else None
-        if network is not None and ipaddress.ip_address(row.gateway or "") not in network:
+        alone = network is not None and network.prefixlen == network.max_prefixlen  # a point-to-point link
+        if network is not None and not alone and ipaddress.ip_address(row.gateway or "") not in network:
             yield verdict(False, node, f"{node}: gateway {row.gateway} lies outside of {network}, where {row.name} is")
         elif network is not None and len(shared[str(network)]) > 1:
             others = ", ".join(sorted(shared[str(network)]))

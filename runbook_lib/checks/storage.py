@@ -162,8 +162,9 @@ def test_volumes_are_gone(volumes: Iterable[TestVolume]) -> Iterator[Finding]:
     remedy="Take the storage's `nodes` restriction away (Datacenter, Storage), or plan for volumes that do not move.",
     source="Sprint 2.1; GET /nodes/{node}/storage",
 )
-def storages_agree(storages: Sequence[Storage]) -> Iterator[Finding]:
-    """One finding per enabled storage that holds images or ISO images: on every node, else a warning."""
+def storages_agree(storages: Sequence[Storage], *, nodes: Sequence[str] | None = None) -> Iterator[Finding]:
+    """One finding per enabled storage that holds images or ISO images: on every node of the site, else a warning."""
+    storages = _on(nodes, storages)
     nodes = sorted({row.node for row in storages})
     for name, rows in _by_name(row for row in storages if {"images", "iso"} & set(row.content)).items():
         lacking = [node for node in nodes if node not in {row.node for row in rows}]
@@ -206,13 +207,16 @@ def snapshots_are_possible(storages: Iterable[Storage]) -> Iterator[Finding]:
     remedy="Add a block storage with content `images` to every node and name it in `names.disk_storage`.",
     source="proxmox-csi-plugin documentation: storages, topology, snapshots",
 )
-def fit_for_csi(storages: Sequence[Storage], *, disk_storage: str | None = None) -> Iterator[Finding]:
+def fit_for_csi(
+    storages: Sequence[Storage], *, disk_storage: str | None = None, nodes: Sequence[str] | None = None
+) -> Iterator[Finding]:
     """One finding per storage that holds images: where its volumes can follow a pod. Only the chosen one must fit."""
-    nodes = {row.node for row in storages}
+    storages = _on(nodes, storages)
+    hosts = {row.node for row in storages}
     found = _by_name(row for row in storages if "images" in row.content)
     for name, rows in found.items():
         kind, there = rows[0].type, {row.node for row in rows if row.active}
-        lacking = sorted(nodes - there)
+        lacking = sorted(hosts - there)
         snapshots = "no CSI snapshots" if rows[0].shared else "CSI snapshots as full copies, with root's password"
         if kind in NO_ALLOCATION:
             why, status = "volumes cannot be allocated on it", Status.SKIP
@@ -236,8 +240,11 @@ def fit_for_csi(storages: Sequence[Storage], *, disk_storage: str | None = None)
     "every node has.",
     source="CAPMOX documentation and source: bootstrap ISO by upload, clone full or linked",
 )
-def fit_for_capmox(storages: Sequence[Storage], *, disk_storage: str | None = None) -> Iterator[Finding]:
+def fit_for_capmox(
+    storages: Sequence[Storage], *, disk_storage: str | None = None, nodes: Sequence[str] | None = None
+) -> Iterator[Finding]:
     """One finding per node for the bootstrap ISO, and one for the chosen disk storage: how it clones, which format."""
+    storages = _on(nodes, storages)
     nodes = sorted({row.node for row in storages})
     for node in nodes:
         isos = [
@@ -259,6 +266,11 @@ def fit_for_capmox(storages: Sequence[Storage], *, disk_storage: str | None = No
     away = f"; not usable on {', '.join(lacking)}" if lacking else ""
     good = not lacking and kind not in NO_ALLOCATION
     yield verdict(good, str(disk_storage), f"{disk_storage} ({kind}): {clones}; {formats}; {reach}{away}")
+
+
+def _on(nodes: Sequence[str] | None, storages: Iterable[Storage]) -> list[Storage]:
+    """The rows of the nodes that the site allows; of all when it names none."""
+    return [row for row in storages if nodes is None or row.node in nodes]
 
 
 def _by_name(storages: Iterable[Storage]) -> dict[str, list[Storage]]:

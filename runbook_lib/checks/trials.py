@@ -13,17 +13,25 @@ GIB = 1024**3
 
 
 @check(
-    title="A test bridge may be made",
-    remedy="Apply or revert what waits on the node; the trial wants Sys.Modify on /nodes/<node> and a free name.",
-    source="Sprint 2.1; GET /nodes/{node}/network and /access/permissions",
+    title="The trials may begin",
+    remedy="Apply or revert what waits on the node; a bridge wants Sys.Modify on /nodes/<node> and a free name.",
+    source="Sprint 2.1; GET /nodes/{node}/network, /access/permissions and /cluster/status",
 )
-def bridge_may_be_tried(wanted: Wanted) -> Iterator[Finding]:
-    """One finding per node: the trial is planned, or skipped with its reason; nothing is sent either way."""
+def trials_may_begin(wanted: Wanted) -> Iterator[Finding]:
+    """One finding per node and kind of trial: planned, or skipped with its reason; nothing is sent either way."""
     for problem in wanted.problems:
-        yield verdict(None, problem.partition(":")[0], f"not tried on {problem}")
-    planned = {change.target.split("/")[2]: change.target.rpartition("/")[2] for change in wanted.changes}
-    for node, name in sorted(planned.items()):
+        yield verdict(None, problem.partition(":")[0], f"not tried; {problem}")
+    bridges, others = {}, 0
+    for change in wanted.changes:
+        _, _, node, area, *rest = change.target.split("/")
+        if area == "network":
+            bridges[node] = rest[0]
+        else:
+            others += 1
+    for node, name in sorted(bridges.items()):
         yield verdict(True, node, f"{node}: {name} is free, nothing waits, and nothing that exists is touched")
+    if others:
+        yield verdict(True, "storage", f"{others} requests on storages, each for a thing of its own name")
 
 
 @check(

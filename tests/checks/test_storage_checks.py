@@ -92,3 +92,96 @@ def test_test_volume_must_be_listed_and_then_gone(size, listed, gone):
     volume = TestVolume("pve1", "local-lvm", volid, found)
     assert statuses(checks.storage.test_volumes_are_listed([volume])) == [listed]
     assert statuses(checks.storage.test_volumes_are_gone([volume])) == [gone]
+
+
+def everywhere(name="local-lvm", nodes=("pve1", "pve2"), **given):
+    """The storage on each of the nodes."""
+    return [storage(name, node=node, **given) for node in nodes]
+
+
+def test_a_storage_that_a_node_lacks_is_named():
+    """Storages for backups alone are nobody's concern here; a node the site does not use is not asked."""
+    rows = [*everywhere(), storage("fast"), storage("dump", content=("backup",))]
+    found = checks.storage.storages_agree(rows)
+    assert [(f.subject, str(f.status)) for f in found] == [("fast", "warn"), ("local-lvm", "pass")]
+    assert "not on pve2" in found[0].message
+    assert statuses(checks.storage.storages_agree(rows, nodes=["pve1"])) == ["pass", "pass"]
+
+
+@pytest.mark.parametrize(("shared", "expected"), [(False, ["pass", "fail"]), (True, ["pass"])])
+def test_room_on_the_chosen_storage_counts_on_each_node(shared, expected):
+    """Local room on one node does not help another; shared room is one."""
+    rows = [storage(shared=shared), storage(node="pve2", shared=shared, available_bytes=GIB)]
+    found = checks.storage.chosen_storage_has_room(rows, disk_storage="local-lvm", storage_free_gib=50)
+    assert statuses(found) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("lvmthin", "pass"), ("rbd", "pass"), ("nfs", "pass"), ("lvm", "warn"), ("iscsi", "warn")]
+)
+def test_snapshots_are_a_matter_of_the_type(kind, expected):
+    """Plain LVM and foreign LUNs have none."""
+    assert statuses(checks.storage.snapshots_are_possible([storage(type=kind)])) == [expected]
+
+
+def test_fit_for_csi_tells_shared_from_zonal():
+    """Both are fit, for different pods."""
+    rows = [*everywhere(), *everywhere("nas", type="nfs", shared=True)]
+    found = checks.storage.fit_for_csi(rows, disk_storage="nas")
+    assert statuses(found) == ["pass", "pass"]
+    assert "zonal" in found[0].message and "follows its pod" in found[1].message
+
+
+@pytest.mark.parametrize(
+    ("rows", "chosen", "expected"),
+    [
+        ([*everywhere(), storage("fast")], "local-lvm", ["warn", "pass"]),
+        ([storage(), storage(node="pve2", active=False)], "local-lvm", ["warn"]),
+        (everywhere(active=False), "local-lvm", ["fail"]),
+        (everywhere(type="iscsi"), "local-lvm", ["fail"]),
+        ([*everywhere(), *everywhere("lun", type="iscsi")], "local-lvm", ["pass", "skip"]),
+        (everywhere(content=("iso",)), None, ["fail"]),
+        (everywhere(), "nowhere", ["pass", "fail"]),
+    ],
+)
+def test_what_is_not_fit_for_csi(rows, chosen, expected):
+    """A node without it warns; only the chosen storage, or none at all, can fail."""
+    assert statuses(checks.storage.fit_for_csi(rows, disk_storage=chosen)) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("lvmthin", ["linked", "leave `format` out", "the node that"]),
+        ("nfs", ["linked", "raw or qcow2"]),
+        ("lvm", ["full clones only", "leave `format` out"]),
+    ],
+)
+def test_fit_for_capmox_says_how_it_clones(kind, words):
+    """Type decides on clones and on whether a format may be named."""
+    rows = everywhere(type=kind, content=("images", "iso"))
+    found = checks.storage.fit_for_capmox(rows, disk_storage="local-lvm")
+    assert statuses(found) == ["pass"] * 3
+    assert not [word for word in words if word not in found[2].message]
+
+
+@pytest.mark.parametrize(
+    ("rows", "chosen", "expected"),
+    [
+        (everywhere(), "local-lvm", ["fail", "fail", "pass"]),
+        ([*everywhere(), storage("local", content=("iso",))], "local-lvm", ["pass", "fail", "pass"]),
+        ([storage(content=("images", "iso")), storage("local", node="pve2", content=("iso",))], "local-lvm",
+         ["pass", "pass", "fail"]),
+        (everywhere(content=("iso",)), None, ["pass", "pass", "fail"]),
+    ],
+)  # fmt: skip
+def test_what_is_not_fit_for_capmox(rows, chosen, expected):
+    """No place for the ISO on one node, no disk storage on one node, none at all."""
+    assert statuses(checks.storage.fit_for_capmox(rows, disk_storage=chosen)) == expected
+
+
+def test_nodes_the_site_does_not_use_do_not_count():
+    """A site that allows one node asks nothing of the other."""
+    rows = [storage(content=("images", "iso")), storage("old", node="pve2", content=("backup",))]
+    assert statuses(checks.storage.fit_for_capmox(rows, disk_storage="local-lvm", nodes=["pve1"])) == ["pass"] * 2
+    assert statuses(checks.storage.fit_for_csi(rows, disk_storage="local-lvm", nodes=["pve1"])) == ["pass"]

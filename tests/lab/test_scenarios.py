@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from runbook_lib import proxmox
-from runbook_lib.checks import network, security, storage
+from runbook_lib import prepare, proxmox
+from runbook_lib.checks import network, sdn, security, storage
 from runbook_lib.checks import proxmox as judge
 from runbook_lib.lab import control, scenario
 from runbook_lib.model import Finding, Status
-from runbook_lib.site import ProxmoxEndpoint
+from runbook_lib.site import ProxmoxEndpoint, Site
 
 NAMES = [name for name in scenario.names() if not name.startswith("fresh-node")]
 
@@ -34,6 +34,7 @@ def findings(folder: Path) -> list[Finding]:
     pve = proxmox.connect(endpoint)
     nodes, guests = proxmox.nodes(pve), proxmox.guests(pve)
     storages, interfaces = proxmox.storages(pve), proxmox.interfaces(pve)
+    disks = prepare.with_storages(Site(name="lab", lab={}, emulated=True), storages).names.disk_storage
     return [
         *judge.version_is_supported(proxmox.version(pve)),
         *judge.cluster_is_quorate(proxmox.cluster(pve)),
@@ -56,6 +57,20 @@ def findings(folder: Path) -> list[Finding]:
         *network.bridges_are_vlan_aware(interfaces),
         *network.mtu_agrees(interfaces),
         *network.no_network_change_waits(proxmox.pending_network(pve)),
+        *network.bridges_agree(interfaces),
+        *network.bridges_have_their_ports(interfaces),
+        *network.mtu_holds_to_the_wire(interfaces),
+        *network.addresses_are_unique(interfaces),
+        *network.machine_pool_is_clear(interfaces, ["10.0.0.150-10.0.0.180"]),
+        *network.gateway_is_right(interfaces),
+        *sdn.sdn_is_available(proxmox.sdn_status(pve)),
+        *sdn.no_sdn_change_waits(proxmox.sdn_objects(pve)),
+        *sdn.overlay_mtu_fits(proxmox.sdn_objects(pve), interfaces),
+        *storage.storages_agree(storages),
+        *storage.snapshots_are_possible(storages),
+        *storage.chosen_storage_has_room(storages, disk_storage=disks),
+        *storage.fit_for_csi(storages, disk_storage=disks),
+        *storage.fit_for_capmox(storages, disk_storage=disks),
         *security.certificates_are_current(proxmox.certificates(pve)),
     ]
 
