@@ -13,6 +13,7 @@ from aiohttp import web
 
 from runbook_lib.lab import scenario
 from runbook_lib.lab.clock import Clock
+from runbook_lib.lab.faults import Faults
 from runbook_lib.lab.kubernetes import strict
 from runbook_lib.lab.kubernetes.cluster import Cluster, User
 from runbook_lib.lab.kubernetes.controllers.client import KubeClient, Refused
@@ -54,6 +55,7 @@ class Worlds:
     old: bool
     lines: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    faults: Faults = field(default_factory=lambda: Faults(Clock()))
 
     @property
     def contract(self) -> str:
@@ -246,14 +248,18 @@ async def worlds(
         requests.append(f"{request.method} {request.path_qs.removeprefix('/api2/json')}")
         return await handler(request)  # type: ignore[no-any-return]
 
-    pve, url = await _served(create_proxmox(state, [note]))
+    faults = Faults(clock)
+    pve, url = await _served(create_proxmox(state, [note, faults.middleware("proxmox")]))
     cluster = Cluster(clock)
     cluster.tokens[TOKEN] = User("lab", ("system:masters", "system:authenticated"))
-    kube, api = await _served(create_app(cluster))
+    app = create_app(cluster)
+    app.middlewares.insert(0, faults.middleware("kubernetes"))
+    kube, api = await _served(app)
     client = KubeClient(api, TOKEN)
     context = Context(KubeClient(api, TOKEN), clock, World())
-    made = Worlds(client, context, state, cluster, url, old, requests=requests)
+    made = Worlds(client, context, state, cluster, url, old, requests=requests, faults=faults)
     tasks = []
+    state.tasks.fault = faults.task
     try:
         await install(made)
         for program, tag in programs:

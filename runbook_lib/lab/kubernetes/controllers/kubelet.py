@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import heartbeats, node_pressure, pod_status, volumes
+from . import afflictions, heartbeats, node_pressure, pod_status, volumes
 from .client import STRATEGIC, Cache, Key, Object, Refused, key_of
 from .container_logs import Logs, seeded
 from .context import Context
@@ -56,6 +56,8 @@ class Kubelets:
     _by_node: dict[str, dict[str, Object]] = field(default_factory=dict)
     _addresses: dict[str, str] = field(default_factory=dict)
     _silent: set[str] = field(default_factory=set)
+    _down: set[str] = field(default_factory=set)
+    _refused: dict[str, int] = field(default_factory=dict)
     _next_address: int = 0
 
     # -- what the API server asks its kubelets ---------------------------------------------------
@@ -108,6 +110,9 @@ class Kubelets:
             elif heartbeats.is_ailing(node):
                 context.machines.ailing.add(node["metadata"]["name"])
         for pod in list(context.pods.items.values()):
+            for row in pod.get("status", {}).get("containerStatuses") or ():
+                if row.get("imageID"):
+                    self.keep_image(pod["spec"].get("nodeName", ""), row["image"])
             self._changed("ADDED", pod)
         handlers: list[tuple[Cache, Callable[[str, Object], None]]] = [
             (context.pods, self._changed),
@@ -319,6 +324,9 @@ class Kubelets:
         def write(said: str) -> None:
             self.logs.write((*life.key, container["name"]), self.context.stamp(micro=True), said)
 
+        if fate := afflictions.outcome(self.context.world, life.pod, container):
+            write(fate.output)
+            return fate
         if program is None:
             result = await run_program(container, await self.place(life, container, write))
         else:
@@ -475,13 +483,39 @@ class Kubelets:
 
     def _machine_changed(self, node: str, alive: bool) -> None:
         if not alive:
+            self._down.add(node)
             self._halt(node)
             return
-        if node in self.context.machines.known:
+        if node in self.context.machines.known and node in self._silent:
             self._silent.discard(node)
-        if self.serves(node):
+            self._down.add(node)
+        if self.serves(node) and node in self._down:
+            self._down.discard(node)
             self._start(f"{node}/woken", self._wake(node))
+        self._strike(node)
         self._pressed()
+
+    def _strike(self, node: str) -> None:
+        """Nothing; containers that a new fault of their node ends have ended, and who waited for its end looks."""
+        for pod in self.pods_on(node) if self.serves(node) else ():
+            life = self.lives.get(pod["metadata"]["uid"])
+            ending = afflictions.stricken(self.context.world, pod)
+            if life is not None:
+                for name in ending:
+                    life.strike(name)
+                life.poke()
+            elif (
+                ending
+                and pod.get("status", {}).get("phase") == "Running"
+                and "deletionTimestamp" not in pod["metadata"]
+            ):
+                self._live(pod)
+
+    def refusals(self, pod: Object) -> int:
+        """How many pods of the same owner were refused before this one."""
+        owner = next((entry["uid"] for entry in pod["metadata"].get("ownerReferences") or ()), "")
+        self._refused[owner] = self._refused.get(owner, -1) + 1
+        return self._refused[owner] if owner else 0
 
     def _halt(self, node: str) -> None:
         """Everything on a machine stops at once; nobody reports it."""
@@ -500,7 +534,7 @@ class Kubelets:
                 continue
             if "deletionTimestamp" in pod["metadata"]:
                 self._start(f"{uid}/ending", self._end(pod))
-            elif status.get("phase") == "Running" or _is_new(pod):
+            elif status.get("phase", "Pending") in {"Pending", "Running"}:  # also one that was just being started
                 self._live(pod)
 
     def _pressed(self) -> None:

@@ -53,6 +53,10 @@ class Machines:
             self.pressure[node] = what
         self._tell([node])
 
+    def told(self, node: str) -> None:
+        """Nothing; whoever listens looks at the node again."""
+        self._tell([node])
+
     def _tell(self, nodes: Iterable[str]) -> None:
         for node in nodes:
             for handler in list(self.handlers):

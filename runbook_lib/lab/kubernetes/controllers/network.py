@@ -23,8 +23,8 @@ class World:
     """What lies outside the cluster. Addresses as "host:port"; `blocked` are shell patterns of such addresses.
 
     `names` maps outside host names to addresses. `registries` maps a registry host to what pulling from it does:
-    ok, timeout, denied, missing. `node_faults` maps a node to a fault of its own: runtime, network, dead, or policy
-    when its agent no longer enforces any.
+    ok, timeout, denied, missing. `node_faults` maps a node to a fault of its own: runtime, network, dead, a pressure,
+    or policy when its agent no longer enforces any. What happens while the cluster runs: see afflictions.py.
     """
 
     reachable: tuple[str, ...] = ()

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 SANDBOX_SECONDS, PULL_SECONDS, START_SECONDS, STOP_SECONDS = 0.5, 1.5, 0.3, 1.0
 BACK_OFF_FIRST, BACK_OFF_MOST, BACK_OFF_FORGOTTEN = 10.0, 300.0, 600.0
 MOUNT_WAIT_SECONDS = 123.0
+REFUSAL_SECONDS = 12.0
 SPIN = 0.02
 """Real seconds below which nothing is tried again, however fast the lab's clock runs."""
 
@@ -90,6 +91,12 @@ class PodLife:
             self._spawn(self.report())
         if (before["metadata"].get("annotations") or {}) != (pod["metadata"].get("annotations") or {}):
             self.poke()
+
+    def strike(self, name: str) -> None:
+        """Nothing; the container's process has ended, and starts again as its restart policy says."""
+        kill = self._kills.get(name)
+        if kill is not None and not kill.done():
+            kill.set_result("restart")
 
     def poke(self) -> None:
         """Nothing; whoever waits for something looks again."""
@@ -174,6 +181,8 @@ class PodLife:
     async def _live(self) -> None:
         self.started = self.started or self.context.stamp()
         if rejected := self._rejection():
+            if self.kubelets.refusals(self.pod):  # its owner makes another at once: real kubelets are in no hurry
+                await self._rest(REFUSAL_SECONDS, least=0.15)
             self.final = {"phase": "Failed", "reason": rejected[0], "message": rejected[1]}
             self.warn(*rejected)
             await self.kubelets.report(self.pod, {**self.final, "startTime": self.started})
@@ -260,7 +269,7 @@ class PodLife:
             if trouble != told:  # a real kubelet repeats it and the event only counts up
                 told = trouble
                 self.warn("FailedCreatePodSandBox", trouble)
-            await self._rest(pause, least=0.05)
+            await asyncio.gather(self.pause(pause), asyncio.sleep(0.05))
         self.sandbox = True
         host = self.pod["spec"].get("hostNetwork")
         self.address = self.kubelets.address_of(self.node) if host else self.kubelets.new_address(self.pod)
@@ -284,7 +293,9 @@ class PodLife:
                 '"kube-ovn" failed (add): RPC failed; request ip return 502 dial unix '
                 "/run/openvswitch/kube-ovn-daemon.sock: connect: no such file or directory"
             )
-        if ready_nodes_of(pods, "app", "kube-ovn-controller") == set():  # nobody hands out addresses
+        held = (self.pod["metadata"].get("annotations") or {}).get("ovn.kubernetes.io/allocated") == "true"
+        if ovn is not None and not held and not ready_nodes_of(pods, "app", "kube-ovn-controller"):
+            # nobody hands out addresses
             return head + '"kube-ovn" failed (add): RPC failed; request ip return 500 no address allocated to pod'
         if cilium is not None and self.node not in cilium:
             return head + (
