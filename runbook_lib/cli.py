@@ -457,21 +457,28 @@ def lab_reset(dir: DirOption = None) -> None:
 def lab_scenario(
     name: Annotated[str, typer.Argument(help="A name or a YAML file.", show_default=False)] = "",
     list_: Annotated[bool, typer.Option("--list", help="The scenarios there are, and what each rehearses.")] = False,
+    grow: Annotated[bool, typer.Option("--grow", help="Begin before its incident, and let that happen.")] = False,
+    cure: Annotated[bool, typer.Option("--cure", help="Do what cures the incident of the lab's scenario.")] = False,
     dir: DirOption = None,
 ) -> None:
     """Begin anew with another scenario; without a name, list them.
 
-    Examples: `runbook lab scenario --list` · `runbook lab scenario fresh-node`
+    Examples: `runbook lab scenario --list` · `runbook lab scenario fresh-node` · `runbook lab scenario
+    kube-ovn-cascade --grow` and later `runbook lab scenario --cure`
     """
     from runbook_lib.lab import control, scenario
 
+    if cure:
+        told = control.cure(_lab_folder(dir))
+        typer.echo(f"scenario {told.get('scenario', '')} is being cured", err=True)
+        return
     if list_ or not name:
         rows: list[Mapping[str, Any]] = [
             {"scenario": known, "what it rehearses": scenario.load(known).title} for known in scenario.names()
         ]
         show(table(rows, ["scenario", "what it rehearses"]))
         return
-    told = control.scenario(name, _lab_folder(dir))
+    told = control.scenario(name, _lab_folder(dir), grow=grow)
     typer.echo(f"scenario {told.get('scenario', name)}", err=True)
 
 

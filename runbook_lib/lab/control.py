@@ -323,9 +323,17 @@ def reset(folder: str | Path | None = None) -> dict[str, Any]:
     return request(folder or default_folder(), "POST", "/reset")
 
 
-def scenario(name: str, folder: str | Path | None = None) -> dict[str, Any]:
-    """The lab's status after it began anew with another scenario."""
-    return request(folder or default_folder(), "POST", "/scenario", {"name": _named(name)})
+def scenario(name: str, folder: str | Path | None = None, *, grow: bool = False) -> dict[str, Any]:
+    """The lab's status after it began anew with another scenario.
+
+    With `grow` it begins with what the scenario builds on, and the scenario's incident happens from then on.
+    """
+    return request(folder or default_folder(), "POST", "/scenario", {"name": _named(name), "grow": grow})
+
+
+def cure(folder: str | Path | None = None) -> dict[str, Any]:
+    """The lab's status; what the scenario tells as its incident's cure is done from now on."""
+    return request(folder or default_folder(), "POST", "/cure", {})
 
 
 def fault(rule: Mapping[str, Any] | None, folder: str | Path | None = None) -> dict[str, Any]:

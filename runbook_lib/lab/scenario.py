@@ -8,13 +8,14 @@ kubernetes: {…}             # see lab/kubernetes/seeds
 faults: [{system, method, path, status|slow|reset|truncate|html, times}]
 must_fail: [check ids]
 must_warn: [check ids]
+incident: {causes, cures, follows}   # optional; how it came about, played in a lab that is told to let it grow
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ import yaml
 
 from ..errors import LabError
 from .dice import SEED
+from .incident import Incident, incident_from
 
 FOLDER = Path(__file__).parent / "scenarios"
-_KEYS = {"title", "extends", "seed", "proxmox", "kubernetes", "faults", "must_fail", "must_warn"}
+_KEYS = {"title", "extends", "seed", "proxmox", "kubernetes", "faults", "must_fail", "must_warn", "incident"}
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,21 @@ class Scenario:
 
     name: str
     title: str = ""
+    base: str = ""
     seed: int = SEED
     proxmox: dict[str, Any] = field(default_factory=dict)
     kubernetes: dict[str, Any] = field(default_factory=dict)
     faults: tuple[dict[str, Any], ...] = ()
     must_fail: tuple[str, ...] = ()
     must_warn: tuple[str, ...] = ()
+    incident: Incident = Incident()
+
+    def beginning(self) -> Scenario:
+        """The scenario this one builds on, with the same incident still to come. Raises LabError without causes."""
+        if not self.incident.causes:
+            raise LabError(f"scenario {self.name}", "tells no causes, so nothing can grow from a beginning")
+        below = load(self.base or "healthy")
+        return replace(below, name=self.name, title=self.title, seed=self.seed, incident=self.incident, base=self.base)
 
 
 def names() -> list[str]:
@@ -57,6 +68,10 @@ def load(name: str | Path) -> Scenario:
     seed = merged.get("seed", SEED)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise LabError(f"scenario {path.name}", f"seed: a whole number, not {seed!r}")
+    try:
+        incident = incident_from(merged.get("incident") or {})
+    except (KeyError, TypeError, ValueError) as error:
+        raise LabError(f"scenario {path.name}", str(error)) from error
     lists = {key: tuple(merged.get(key) or ()) for key in ("faults", "must_fail", "must_warn")}
     return Scenario(
         name=path.stem if path.parent == FOLDER else str(path.resolve()),
@@ -64,6 +79,8 @@ def load(name: str | Path) -> Scenario:
         seed=seed,
         proxmox=dict(merged.get("proxmox") or {}),
         kubernetes=dict(merged.get("kubernetes") or {}),
+        base=str(merged.get("extends", "")),
+        incident=incident,
         **lists,
     )
 
@@ -85,7 +102,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if base := given.pop("extends", None):
         inner = Path(base) if str(base).endswith((".yaml", ".yml")) else FOLDER / f"{base}.yaml"
         inner = inner if inner.is_absolute() else path.parent / inner
-        return _merge(_read(inner, (*seen, path)), given)
+        below = _read(inner, (*seen, path))
+        below.pop("incident", None)  # each has its own
+        return _merge(below, given) | {"extends": str(inner) if base.endswith((".yaml", ".yml")) else base}
     return given
 
 

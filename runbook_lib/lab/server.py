@@ -27,12 +27,16 @@ from typing import Any
 from aiohttp import web
 
 from ..errors import LabError
+from . import incident as incidents
 from . import scenario as scenarios
 from .clock import Clock
 from .control import socket_path
 from .faults import Fault, Faults, fault_from
 from .kubernetes import certificates, crd
 from .kubernetes import state as kubernetes_kept
+from .kubernetes.controllers import afflictions
+from .kubernetes.controllers.client import KubeClient
+from .kubernetes.controllers.proxmox import ProxmoxClient
 from .machines import Home, Machines, endpoints
 from .platform import NAMES, Platform, build, kubeconfig
 from .proxmox import kept as proxmox_kept
@@ -112,16 +116,67 @@ class Lab:
         self._platform: Platform | None = None
         self.machines: Machines | None = None
         self._inside: asyncio.Task[None] | None = None
+        self._unfolding: asyncio.Task[None] | None = None
+        self._happened: list[str] = []
         self._changing = asyncio.Lock()
         self._shown: dict[str, tuple[ssl.SSLContext, Sequence[str], Mapping[str, Any]]] = {}
         self._spoiled: set[str] = set()
 
-    async def load(self, name: str | None = None) -> None:
-        """Begin anew: with the named scenario, or with the one that is loaded. A bad scenario changes nothing."""
+    async def load(self, name: str | None = None, *, grow: bool = False) -> None:
+        """Begin anew: with the named scenario, or with the one that is loaded. A bad scenario changes nothing.
+
+        With `grow` it begins with what the scenario builds on, and its incident happens from now on.
+        """
         async with self._changing:
             wanted = scenarios.load(name) if name else scenarios.load(self.scenario.name)
+            wanted = wanted.beginning() if grow else wanted
             rules = [fault_from(entry) for entry in wanted.faults]
             await self._replace(wanted, rules, *self._built(wanted))
+            if grow:
+                self._unfold(wanted.incident.causes)
+
+    def cure(self) -> None:
+        """What the scenario tells as the cure of its incident is done from now on, and nothing more of its causes."""
+        if not self.scenario.incident.cures:
+            raise LabError("cure the incident", f"scenario {self.scenario.name} tells no cure")
+        self._unfold(self.scenario.incident.cures)
+
+    def _unfold(self, causes: Sequence[incidents.Cause]) -> None:
+        if self._unfolding is not None:
+            self._unfolding.cancel()
+        self._unfolding = asyncio.get_running_loop().create_task(self._play(causes))
+
+    async def _play(self, causes: Sequence[incidents.Cause]) -> None:
+        ca, home = str(self.folder / "ca.pem"), self._platform and self._platform.controllers
+        token = f"{ROOT}!{TOKEN}"
+        pem = self.ca.cert_pem.bytes().decode()
+        secret = self.secrets["proxmox_token_secret"]
+        async with (
+            KubeClient(self.kubernetes_site.url, self.secrets["kubernetes_token"], ca, name="kubectl") as kube,
+            ProxmoxClient(self.proxmox_site.url, token, secret, ca=pem, agent="engineer") as pve,
+        ):
+
+            async def ask_kubernetes(method: str, path: str, body: Any, kind: str) -> Any:
+                return await kube.request(method, path, body, content_type=kind or "application/json")
+
+            async def ask_proxmox(method: str, path: str, body: Mapping[str, Any]) -> Any:
+                if method == "DELETE":
+                    return await pve.delete(path, **body)
+                return await (pve.put if method == "PUT" else pve.post)(path, body)
+
+            def change(given: Mapping[str, Any]) -> None:
+                if home:
+                    afflictions.befall(home.context, given)
+
+            def break_api(given: Mapping[str, Any]) -> None:
+                if given.get("clear"):
+                    self.faults.clear()
+                else:
+                    self.faults.add(fault_from(given))
+                self.show_certificates()
+
+            hands = incidents.Hands(ask_kubernetes, ask_proxmox, change, break_api, self._happened)
+            await incidents.unfold(causes, hands, self.clock)
 
     def _built(self, wanted: scenarios.Scenario) -> tuple[PveState, Platform]:
         seed = wanted.seed if self._seed is None else self._seed
@@ -239,6 +294,11 @@ class Lab:
             (self._spoiled.add if wrong else self._spoiled.discard)(system)
 
     async def _stop(self) -> None:
+        if self._unfolding is not None:
+            self._unfolding.cancel()
+            await asyncio.gather(self._unfolding, return_exceptions=True)
+            self._unfolding = None
+        self._happened.clear()
         if self._inside is not None:
             self._inside.cancel()
             await asyncio.gather(self._inside, return_exceptions=True)
@@ -279,6 +339,7 @@ class Lab:
             "kubernetes_url": self.kubernetes_site.url,
             "proxmox_version": self.state.flavour if self.state else "",
             "faults": self.faults.rules(),
+            "happened": list(self._happened),
             "crds": self.crds,
         }
 
@@ -357,7 +418,11 @@ def control_app(lab: Lab, stop: asyncio.Event) -> web.Application:
         return lab.status()
 
     async def scenario(body: Mapping[str, Any]) -> Any:
-        await lab.load(str(body["name"]))
+        await lab.load(str(body["name"]), grow=bool(body.get("grow")))
+        return lab.status()
+
+    async def cure(_: Mapping[str, Any]) -> Any:
+        lab.cure()
         return lab.status()
 
     async def fault(body: Mapping[str, Any]) -> Any:
@@ -406,6 +471,7 @@ def control_app(lab: Lab, stop: asyncio.Event) -> web.Application:
     for path, handler in (
         ("/reset", reset),
         ("/scenario", scenario),
+        ("/cure", cure),
         ("/fault", fault),
         ("/clock/advance", advance),
         ("/clock/scale", scale),

@@ -78,7 +78,7 @@ def stricken(world: World, pod: Object) -> list[str]:
 def changed(world: World, changes: Mapping[str, Any]) -> World:
     """The world with these changes: `node_faults`, `registries` and `names` by key ("" or None takes one away),
     `blocked` and `reachable` as new lists. Raises ValueError for another key."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in changes.items():
         if key in {"node_faults", "registries", "names"}:
             merged = {**getattr(world, key), **value}
