@@ -504,18 +504,15 @@ def because(reason: str, kind: str = "Ready") -> Callable[[Object], bool]:
     return lambda item: row(item, kind).get("reason") == reason
 
 
-KNOWN: Any = {"registries": {"charts.christianhuth.de": "ok"}}
-
-
 def test_release_lives_and_leaves_nothing() -> None:
     """Installed, upgraded, uninstalled: history, Helm's Secrets and the objects follow."""
 
     async def told() -> None:
-        async with living(**KNOWN) as made:
+        async with living() as made:
             await repository(made)
             path = await helm_release(made, "pve")
             item = await made.until(path, because("InstallSucceeded"))
-            full = "charts/pve.v1 with chart prometheus-pve-exporter@2.8.1"
+            full = "charts/pve.v1 with chart prometheus-pve-exporter@2.6.1"
             assert row(item)["message"] == f"Helm install succeeded for release {full}"
             await made.client.patch(path, {"spec": {"values": {"replicaCount": 2}}})
             item = await made.until(path, because("UpgradeSucceeded"))
@@ -554,7 +551,7 @@ def test_release_says_what_it_lacks(spec: Object, reason: str, words: str) -> No
     """In Flux's words."""
 
     async def told() -> None:
-        async with living(**KNOWN) as made:
+        async with living() as made:
             await repository(made)
             path = await helm_release(made, "pve", **spec)
             item = await made.until(path, lambda item: words in row(item).get("message", ""))
@@ -567,7 +564,7 @@ def test_release_waits_for_the_one_below() -> None:
     """What depends goes on once the other is ready; what is suspended stays as it is."""
 
     async def told() -> None:
-        async with living(**KNOWN) as made:
+        async with living() as made:
             await repository(made)
             below = await helm_release(made, "below", suspend=True)
             path = await helm_release(made, "above", dependsOn=[{"name": "below"}])
@@ -598,13 +595,12 @@ def test_release_whose_pods_never_start_fails_in_time(monkeypatch: pytest.Monkey
     monkeypatch.setattr(flux_helm, "LEAST", 1.0)
 
     async def told() -> None:
-        async with living(**KNOWN) as made:
+        async with living(registries={"docker.io/prompve/prometheus-pve-exporter:none": "missing"}) as made:
             await repository(made)
             bad = {"image": {"tag": "none"}}
-            made.handles.context.world.registries["docker.io/prompve/prometheus-pve-exporter:none"] = "missing"  # type: ignore[index]
             path = await helm_release(made, "stuck", values=bad, timeout="1m")
             item = await made.until(path, because("RetriesExceeded", "Stalled"))
-            words = "Helm install failed for release charts/stuck with chart prometheus-pve-exporter@2.8.1: "
+            words = "Helm install failed for release charts/stuck with chart prometheus-pve-exporter@2.6.1: "
             assert row(item)["message"] == f"{words}context deadline exceeded"
             assert row(item, "Stalled")["message"] == "Failed to install after 1 attempt(s)"
             path = await helm_release(made, "good", timeout="10m", upgrade={"remediation": {"retries": 3}})

@@ -397,20 +397,35 @@ def _ccm(given: Given) -> list[Object]:
 
 def _exporter(given: Given) -> list[Object]:
     values, full = given.values, given.full
-    wanted = values.get("config") or {}
-    secret = wanted.get("existingSecret") or values.get("existingSecret") or full
+    env = {"pveAuthType": "token", "pveUser": "user", "pveVerifySsl": "true", **(values.get("env") or {})}
+    secret = str(env.get("pveExistingSecretName") or full)
+    token = env["pveAuthType"] == "token"
+    keys = {"tokenName": "PVE_TOKEN_NAME", "tokenValue": "PVE_TOKEN_VALUE"} if token else {"password": "PVE_PASSWORD"}
     items: list[Object] = []
     if secret == full:
-        data = {"pve.yml": _text({"default": wanted.get("default") or {}})}
+        written = {key: str(env.get(f"pve{key[0].upper()}{key[1:]}", key)) for key in keys}
+        data = {key: base64.b64encode(text.encode()).decode() for key, text in written.items()}
         items.append(_thing("v1", "Secret", full, given.namespace, labels=given.labels, type="Opaque", data=data))
+    image = values.get("image") or {}
+    repository = (
+        f"{image.get('registry') or 'docker.io'}/{image.get('repository') or 'prompve/prometheus-pve-exporter'}"
+    )
     container = {
-        "name": given.chart, "image": _image(values, "docker.io/prompve/prometheus-pve-exporter", given.app),
+        "name": given.chart, "image": f"{repository}:{image.get('tag') or given.app}",
         "imagePullPolicy": "IfNotPresent", "ports": [{"name": "http", "containerPort": 9221, "protocol": "TCP"}],
-        "livenessProbe": {"tcpSocket": {"port": "http"}}, "readinessProbe": {"tcpSocket": {"port": "http"}},
-        "volumeMounts": [{"name": "config", "mountPath": "/etc/prometheus/pve.yml", "subPath": "pve.yml"}],
+        "env": [
+            {"name": "PVE_USER", "value": str(env["pveUser"])},
+            {"name": "PVE_VERIFY_SSL", "value": str(env["pveVerifySsl"]).lower()},
+            *({"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+              for key, name in keys.items()),
+        ],
+        "livenessProbe": {"httpGet": {"path": "/", "port": "http"}},
+        "readinessProbe": {"httpGet": {"path": "/", "port": "http"}},
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+        **({"args": list(values["args"])} if values.get("args") else {}),
     }  # fmt: skip
-    pod = {"serviceAccountName": full, "containers": [container],
-           "volumes": [{"name": "config", "secret": {"secretName": secret}}], **_placed(values)}  # fmt: skip
+    pod = {"serviceAccountName": full, "containers": [container], "volumes": [{"name": "tmp", "emptyDir": {}}],
+           **_placed(values)}  # fmt: skip
     return [
         *items,
         _thing("v1", "ServiceAccount", full, given.namespace, labels=given.labels),
@@ -542,9 +557,9 @@ PLATFORM = (
 _SERGE = ("oci://ghcr.io/sergelogvinov/charts", "https://sergelogvinov.github.io/helm-charts")
 CHARTS = (
     Chart("proxmox-csi-plugin", _SERGE, {"0.3.5": "v0.11.0", "0.5.0": "v0.16.0", "0.5.9": "v0.19.1"}, _csi),
-    Chart("proxmox-cloud-controller-manager", _SERGE, {"0.2.13": "v0.8.0", "0.3.0": "v0.12.0"}, _ccm),
+    Chart("proxmox-cloud-controller-manager", _SERGE, {"0.1.3": "v0.1.0", "0.2.13": "v0.8.0"}, _ccm),
     Chart("prometheus-pve-exporter", ("https://charts.christianhuth.de", "oci://ghcr.io/christianhuth/charts"),
-          {"2.8.1": "3.5.5"}, _exporter),
+          {"2.6.1": "3.8.0"}, _exporter),
     *PLATFORM,
 )  # fmt: skip
 """Every chart."""

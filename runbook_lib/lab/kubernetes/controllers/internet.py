@@ -10,7 +10,7 @@ KNOWN = frozenset(
     {
         "github.com", "api.github.com", "raw.githubusercontent.com", "proxy.golang.org", "ghcr.io", "docker.io",
         "registry-1.docker.io", "quay.io", "registry.k8s.io", "gcr.io", "sergelogvinov.github.io",
-        "kubernetes-sigs.github.io", "charts.jetstack.io", "prometheus-community.github.io",
+        "kubernetes-sigs.github.io", "charts.christianhuth.de", "charts.jetstack.io", "prometheus-community.github.io",
         "acme-v02.api.letsencrypt.org", "acme-staging-v02.api.letsencrypt.org",
     }
 )  # fmt: skip
