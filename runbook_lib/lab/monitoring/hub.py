@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -180,10 +181,10 @@ class Hub:
         while True:
             due = await self.scrape_due()
             self._stirred.clear()
-            try:
-                await asyncio.wait_for(self._stirred.wait(), max(0.2, min(due - time.monotonic(), 5.0)))
-            except TimeoutError:
-                continue
+            # not wait_for: it swallows a cancellation that comes as the event does
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.2, min(due - time.monotonic(), 5.0))):
+                    await self._stirred.wait()
 
     async def scrape_due(self) -> float:
         """When the next real target is due, after scraping those that were."""

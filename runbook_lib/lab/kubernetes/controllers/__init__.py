@@ -14,6 +14,7 @@ from . import (
     capmox,
     ccm,
     cert_manager,
+    cilium_operator,
     cozystack_packages,
     cozystack_workloads,
     cronjobs,
@@ -23,17 +24,20 @@ from . import (
     endpoints,
     flux_helm,
     flux_sources,
+    grafana,
     ipam,
     jobs,
     kamaji,
     kubeadm_bootstrap,
     metallb,
     node_lifecycle,
+    pve_exporter,
     replicasets,
     scheduler,
     statefulsets,
     storage,
     talos_bootstrap,
+    victoria_metrics,
 )
 from .client import KubeClient
 from .context import Clock, Context
@@ -63,6 +67,7 @@ PROGRAMS: tuple[Program, ...] = (
     *capi.PROGRAMS,
     *capi_operator.PROGRAMS,
     *cert_manager.PROGRAMS,
+    *cilium_operator.PROGRAMS,
     *cozystack_packages.PROGRAMS,
     *cozystack_workloads.PROGRAMS,
     *flux_helm.PROGRAMS,
@@ -76,6 +81,9 @@ PROGRAMS: tuple[Program, ...] = (
     *metallb.PROGRAMS,
     *storage.PROGRAMS,
     *talos_bootstrap.PROGRAMS,
+    *victoria_metrics.PROGRAMS,
+    *grafana.PROGRAMS,
+    *pve_exporter.PROGRAMS,
 )
 """What runs as containers do, by their image."""
 
