@@ -173,7 +173,7 @@ def test_prometheus_counts_the_same(query: str, tmp_path: Path) -> None:
         ):  # fmt: skip
             store.append({"__name__": name, **labels}, value, 15.0 * number)
     # 592 s lies between samples, where windows that are open or closed at their ends hold the same
-    expected = [
+    expected: list[Object] = [
         {"labels": _written(sample.labels), "value": sample.value} for sample in instant(parse(query), store, 592.0)
     ]
     if query.startswith("max_over_time"):
