@@ -62,7 +62,9 @@ class Clock:
         heapq.heappush(self._waiting, entry)
         real = self.real(seconds)
         try:
-            await asyncio.wait_for(event.wait(), None if math.isinf(real) else real)
+            # Not wait_for: before Python 3.12 it can swallow a cancellation that meets its end.
+            async with asyncio.timeout(None if math.isinf(real) else real):
+                await event.wait()
         except TimeoutError:
             pass
         finally:
