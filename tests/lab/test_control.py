@@ -93,11 +93,9 @@ def test_only_the_owner_can_read_a_labs_files(shared: Path) -> None:
         assert stat.S_IMODE((shared / name).stat().st_mode) == 0o600, name
 
 
-def test_a_lab_starts_quickly_and_stays_small(folder: Path) -> None:
-    """Ready within 1.5 s (doubled for a busy machine) and within 120 MB."""
-    began = time.monotonic()
+def test_a_lab_stays_small(folder: Path) -> None:
+    """A whole CozyStack with its controllers fits into 120 MB; how soon it is up is for the benchmarks."""
     control.up(folder, scenario="healthy")
-    assert time.monotonic() - began < 3.0
     told = control.status(folder)
     assert told is not None
     kilobytes = int(Path(f"/proc/{told['pid']}/status").read_text().split("VmRSS:")[1].split()[0])
