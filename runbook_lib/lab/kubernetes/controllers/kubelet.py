@@ -326,7 +326,10 @@ class Kubelets:
 
         if fate := afflictions.outcome(self.context.world, life.pod, container):
             write(fate.output)
-            return fate
+            if isinstance(fate, Ended):
+                return fate
+            while afflictions.outcome(self.context.world, life.pod, container):  # it hangs as long as the fault lasts
+                await life.pause(10.0)
         if program is None:
             result = await run_program(container, await self.place(life, container, write))
             if isinstance(result, Runs) and _prepares(life.pod, container):
@@ -530,12 +533,16 @@ class Kubelets:
     async def _wake(self, node: str) -> None:
         """A machine's kubelet reports its node, and brings up again what is to run there."""
         await heartbeats.beat(self.context, node, full=True)
+        if not self.serves(node):  # it went down again meanwhile
+            return
         for pod in self.pods_on(node):
             uid, status = pod["metadata"]["uid"], pod.get("status", {})
-            if uid in self._tasks or f"{uid}/ending" in self._tasks:
+            if f"{uid}/ending" in self._tasks:
                 continue
             if "deletionTimestamp" in pod["metadata"]:
                 self._start(f"{uid}/ending", self._end(pod))
+            elif uid in self._tasks:
+                continue
             elif status.get("phase", "Pending") in {"Pending", "Running"}:  # also one that was just being started
                 self._live(pod)
 
