@@ -233,7 +233,9 @@ class Walk:
     def failure(self, what: list[str]) -> str:
         """The story of a failure."""
         lines = "\n  ".join([f"seed {self.seed}, {len(self.story)} steps:", *self.story])
-        return "\n".join([*what, lines, "the programs wrote:", *(line[:150] + " … " + line[-250:] for line in self.made.lines[-10:])])
+        return "\n".join(
+            [*what, lines, "the programs wrote:", *(line[:150] + " … " + line[-250:] for line in self.made.lines[-10:])]
+        )
 
     async def until(self, wrong: Callable[[], Awaitable[list[str]]]) -> None:
         """Returns once nothing is wrong any more."""
