@@ -13,6 +13,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from .alarms import Alarms
 from .capi import conditions
 from .capi.conditions import Conditions
 from .capi.manager import Manager, api_of
@@ -49,10 +50,14 @@ async def run(context: Context, process: Process) -> None:
         at = (item["metadata"]["namespace"], item["metadata"]["name"])
         return [key for key, config in cache.items.items() if (key[0], cluster_name(config)) == at]
 
-    async def work(key: Key, item: Object | None) -> float | None:
-        return await _work(core, manager, item)
+    alarms = Alarms(context)  # tokens live in real time: a clock that does not wait must not spin
+
+    async def work(key: Key, item: Object | None) -> None:
+        after = await _work(core, manager, item)
+        alarms.cancel(key) if after is None else alarms.set(key, after)
 
     also = [
+        (alarms, Alarms.keys),
         (core.cache("machines"), of_machine),
         (core.cache("clusters"), of_cluster),
         (core.outside, lambda item: of_cluster(item) if item["kind"] == "Remote" else []),
@@ -60,6 +65,7 @@ async def run(context: Context, process: Process) -> None:
     try:
         await reconcile(context, cache, work, also=also)
     finally:
+        alarms.close()
         await core.remotes.close()
 
 

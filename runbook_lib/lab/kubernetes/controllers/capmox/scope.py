@@ -35,6 +35,7 @@ class Shared:
         self.claims = context.cache(era.ipam("ipaddressclaims"))
         self.addresses = context.cache(era.ipam("ipaddresses"))
         self.pools = context.cache("/apis/ipam.cluster.x-k8s.io/v1alpha2/inclusterippools")
+        self.secrets = context.cache("/api/v1/secrets")
         self.server: Server | None = None
         self.locating = asyncio.Lock()
         self._clients: dict[tuple[str, ...], ProxmoxClient] = {}
@@ -43,7 +44,14 @@ class Shared:
     async def synced(self) -> None:
         """Returns once what everything depends on is known."""
         await self.context.synced(
-            self.machines, self.clusters, self.owners, self.homes, self.claims, self.addresses, self.pools
+            self.machines,
+            self.clusters,
+            self.owners,
+            self.homes,
+            self.claims,
+            self.addresses,
+            self.pools,
+            self.secrets,
         )
 
     async def close(self) -> None:
@@ -86,7 +94,7 @@ class Shared:
         if not reference:
             raise Missing("No credentials found, ProxmoxCluster missing credentialsRef")
         space = reference.get("namespace") or home["metadata"]["namespace"]
-        secret = await self.context.client.find(f"/api/v1/namespaces/{space}/secrets/{reference['name']}")
+        secret = self.secrets.get(space, reference["name"])
         if secret is None:
             text = f'failed to get credentials secret: Secret "{reference["name"]}" not found'
             raise Missing("credentials secret not found", text)
