@@ -18,11 +18,12 @@ from .kubernetes.cluster import Cluster, User
 from .kubernetes.controllers import Handles, metrics, start_all
 from .kubernetes.server import create_app
 from .monitoring.plug import Monitoring
-from .tenants import Tenants
+from .tenants import Tenants, first_objects
 
 NAMES = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "lab")
 """What the API server's certificate is valid for, beside loopback."""
 
+PUBLIC = "kube-public"
 MASTERS = ("system:masters", "system:authenticated")
 
 
@@ -75,13 +76,23 @@ def build(section: Mapping[str, Any], *, clock: Clock, admin_token: str, ca_pem:
     cluster = Cluster(clock, version=version)
     cluster.ca_pem = ca_pem
     if section.get("nodes"):
-        cluster.load(seeds.cozystack(section, now=clock.now()))
+        cluster.load([*seeds.cozystack(section, now=clock.now()), *_discovery(section, ca_pem, version)])
     if section.get("crds"):
         cluster.load(crd.read_folder(Path(str(section["crds"]))))
     inner = secrets.token_urlsafe(24)
     cluster.tokens[admin_token] = User("lab-admin", MASTERS)
     cluster.tokens[inner] = User("system:kube-controller-manager", MASTERS)
     return Platform(cluster, create_app(cluster), section, inner, tenants=Tenants(clock, section))
+
+
+def _discovery(section: Mapping[str, Any], ca_pem: str, version: str) -> list[dict[str, Any]]:
+    """What `kubeadm join` reads before it is known: cluster-info with the authority, and who may read it."""
+    url = f"https://{section.get('api_vip', '10.0.0.40')}:6443"
+    found = [item for item in first_objects("", url, ca_pem, version) if item["metadata"].get("namespace") == PUBLIC]
+    for item in found:
+        if item["kind"] == "ConfigMap":
+            item["data"]["api-server-endpoint"] = url
+    return found
 
 
 def kubeconfig(url: str, ca_pem: str, token: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import requests
+import yaml
 
 from benchmarks.machines import NAME, NEW, OLD, SPACE, Era, Site, condition
 from runbook_lib.lab import control
@@ -151,3 +154,13 @@ def unreachable(site: Site) -> Object | None:
     item = site.ask("GET", site.own("proxmoxclusters", NAME))
     row = condition(item, "ClusterReady" if site.era is OLD else "ProxmoxAvailable")
     return row if row.get("reason") == "ProxmoxUnreachable" else None
+
+
+def test_management_cluster_tells_strangers_its_authority(lab: Site) -> None:
+    """What `kubeadm join` reads first, without any credentials, names the API server and who signs for it."""
+    where = lab.where.kubernetes
+    path = "/api/v1/namespaces/kube-public/configmaps/cluster-info"
+    answer = requests.get(where.url + path, verify=where.ca_file, timeout=30)
+    cluster = yaml.safe_load(answer.json()["data"]["kubeconfig"])["clusters"][0]["cluster"]
+    assert cluster["server"].endswith(":6443")
+    assert b"BEGIN CERTIFICATE" in base64.b64decode(cluster["certificate-authority-data"])
