@@ -42,7 +42,7 @@ class Scenario:
     faults: tuple[dict[str, Any], ...] = ()
     must_fail: tuple[str, ...] = ()
     must_warn: tuple[str, ...] = ()
-    incident: Incident = Incident()
+    incident: Incident = field(default_factory=Incident)
 
     def beginning(self) -> Scenario:
         """The scenario this one builds on, with the same incident still to come. Raises LabError without causes."""

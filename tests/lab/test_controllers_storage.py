@@ -312,8 +312,10 @@ def test_claim_that_grows_grows_its_disk() -> None:
             claim = await here.made.until(f"{CLAIMS}/data", lambda item: item["status"]["capacity"]["storage"] == "3Gi")
             assert not claim["status"].get("conditions")
             assert "size=3G" in here.drives(111)["scsi1"]
-            reasons = [event["reason"] for event in await here.events("data")]
             order = ["ExternalExpanding", "Resizing", "FileSystemResizeRequired", "FileSystemResizeSuccessful"]
+            async with asyncio.timeout(15):  # the last one follows the new size
+                while order[-1] not in (reasons := [event["reason"] for event in await here.events("data")]):
+                    await asyncio.sleep(0.01)
             assert [reason for reason in reasons if reason in order] == order
 
     asyncio.run(story())

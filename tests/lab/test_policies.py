@@ -225,9 +225,10 @@ def test_a_host_policy_closes_a_node_to_the_pods_it_denies(seeded: list[Object],
 
 def test_a_private_subnet_is_closed_to_those_it_does_not_name() -> None:
     """Kube-OVN drops between subnets before any policy is asked."""
-    here: Object = {"kind": "Subnet", "metadata": {"name": "app"}, "spec": {"cidrBlock": "10.244.80.0/24", "private": True}}
+    spec = {"cidrBlock": "10.244.80.0/24", "private": True}
+    here: Object = {"kind": "Subnet", "metadata": {"name": "app"}, "spec": spec}
     there = {"kind": "Subnet", "metadata": {"name": "rest"}, "spec": {"cidrBlock": "10.244.81.0/24"}}
-    opened = {**here, "spec": {**here["spec"], "allowSubnets": ["10.244.81.0/24"]}}
+    opened = {**here, "spec": {**spec, "allowSubnets": ["10.244.81.0/24"]}}
     found = [
         connect(_view([*PLACES, subnet, there]), World(), STRANGER, "10.244.80.1", 8080).result
         for subnet in (here, opened)

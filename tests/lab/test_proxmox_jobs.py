@@ -38,7 +38,7 @@ def backups(state: PveState) -> list[Any]:
 
 async def passed(state: PveState, seconds: float, seen: set[str] | None = None) -> set[str]:
     """The nodes that looked, before and after that many seconds, once all they started has ended."""
-    seen = scheduler.look(state, {node for node in state.nodes} if seen is None else seen)
+    seen = scheduler.look(state, set(state.nodes) if seen is None else seen)
     state.clock.advance(seconds)
     seen = scheduler.look(state, seen)
     await state.tasks.idle()
