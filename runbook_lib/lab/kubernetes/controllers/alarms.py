@@ -10,12 +10,17 @@ from .context import Context
 
 QUICKEST, SLOWEST = 0.02, 2.0
 """Real seconds between two looks at something: while it moves, and when it has long stood still."""
+SHARE = 0.01
+"""Real seconds that each of the keys that wait takes of the machine: many wait longer than one."""
+PATIENT = 2
+"""Looks without progress before the pauses grow."""
 
 
 class Alarms(Cache):
     """Keys that are due at some time. Give it to `reconcile` among `also`, with `keys` as what maps it.
 
-    However fast the lab's clock runs, a key that is set again and again without progress rings ever more slowly.
+    However fast the lab's clock runs, a key that is set again and again without progress rings ever more slowly,
+    and many keys share what one would have.
     """
 
     def __init__(self, context: Context) -> None:
@@ -38,7 +43,8 @@ class Alarms(Cache):
         """Nothing; the key rings after so many seconds of the lab, in place of what was set for it before."""
         self.cancel(key)
         idle = self._idle[key] = self._idle.get(key, 0) + 1
-        pause = min(QUICKEST * 1.5 ** max(0, idle - 5), SLOWEST)
+        quickest = max(QUICKEST, SHARE * (len(self._due) + 1))
+        pause = min(quickest * 1.5 ** max(0, idle - PATIENT), SLOWEST)
         self._due[key] = asyncio.get_running_loop().create_task(self._ring(key, seconds, pause))
 
     def cancel(self, key: Key) -> None:

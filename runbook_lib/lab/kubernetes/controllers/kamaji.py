@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from .capi import conditions
-from .capi.manager import Manager
+from .capi.manager import Manager, at_turns
 from .capi.objects import CLUSTER_NAME, ContractUnknown, is_paused
-from .client import Key, Object
+from .client import Key, Object, Refused
 from .context import Context
 from .control_planes import Endpoint
 from .processes import Process, Program
 from .reconcile import reconcile
 
+SECRETS = "/api/v1/secrets"
 TENANTS = "/apis/kamaji.clastix.io/v1alpha1/tenantcontrolplanes"
 FINALIZER = "finalizer.kamaji.clastix.io"
 KUBECONFIG_KEY = "kamaji.clastix.io/kubeconfig-secret-key"
@@ -84,8 +85,7 @@ async def _report(context: Context, path: str, item: Object, status: Object) -> 
 
 
 async def _known_authority(context: Context, key: Key) -> tuple[str, str] | None:
-    secret = await context.client.find(f"/api/v1/namespaces/{key[0]}/secrets/{key[1]}-ca")
-    data = (secret or {}).get("data") or {}
+    data = (await _secret(context, key[0], f"{key[1]}-ca") or {}).get("data") or {}
     if not {"ca.crt", "ca.key"} <= data.keys():
         return None
     return base64.b64decode(data["ca.crt"]).decode(), base64.b64decode(data["ca.key"]).decode()
@@ -140,7 +140,7 @@ async def _keep(
     space = owner["metadata"]["namespace"]
     path = f"/api/v1/namespaces/{space}/secrets"
     wish = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
-    known = await context.client.find(f"{path}/{name}")
+    known = await _secret(context, space, name)
     reference = {
         "apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": owner["metadata"]["name"],
         "uid": owner["metadata"]["uid"], "controller": True, "blockOwnerDeletion": True,
@@ -151,9 +151,16 @@ async def _keep(
         "data": wish,
     }
     if known is None:
-        await context.client.create(path, body)
+        await context.cache(SECRETS).caught_up(await context.client.create(path, body))
     elif not wish.items() <= (known.get("data") or {}).items():
-        await context.client.patch(f"{path}/{name}", {"data": wish})
+        await context.cache(SECRETS).caught_up(await context.client.patch(f"{path}/{name}", {"data": wish}))
+
+
+async def _secret(context: Context, namespace: str, name: str) -> Object | None:
+    """The Secret as the manager's cache has it, or None: a pass that changes nothing asks nothing."""
+    cache = context.cache(SECRETS)
+    await cache.synced.wait()
+    return cache.get(namespace, name)
 
 
 # --- the provider -------------------------------------------------------------------------------------------------
@@ -185,7 +192,7 @@ async def run_provider(context: Context, process: Process) -> None:
     async def work(key: Key, item: Object | None) -> float | None:
         return await _provide(manager, key, item, version)
 
-    also = [(context.cache(TENANTS), owners), (manager.cache("clusters"), of_cluster)]
+    also = [(context.cache(TENANTS), owners), (manager.cache("clusters"), at_turns(of_cluster))]
     await reconcile(context, cache, work, also=also)
 
 
@@ -341,9 +348,11 @@ async def _patch_infrastructure(manager: Manager, cluster: Object, endpoint: str
 async def _required(manager: Manager, item: Object, cluster: Object, tenant: Object) -> None:
     """The Secrets that Cluster API's other controllers look for."""
     context, space, name = manager.context, item["metadata"]["namespace"], cluster["metadata"]["name"]
-    base = f"/api/v1/namespaces/{space}/secrets/{tenant['metadata']['name']}"
-    authority = (await context.client.get(f"{base}-ca"))["data"]
-    config = (await context.client.get(f"{base}-admin-kubeconfig"))["data"]
+    base = tenant["metadata"]["name"]
+    found = [await _secret(context, space, f"{base}-{tail}") for tail in ("ca", "admin-kubeconfig")]
+    if not all(found):
+        raise Refused(404, "NotFound", f'secrets "{base}-ca" or "{base}-admin-kubeconfig" not found')
+    authority, config = ((row or {}).get("data") or {} for row in found)
     chosen = ({**(item["metadata"].get("annotations") or {}), **(tenant["metadata"].get("annotations") or {})}).get(
         KUBECONFIG_KEY, "admin.conf"
     )

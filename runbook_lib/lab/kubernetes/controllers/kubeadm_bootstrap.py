@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from .alarms import Alarms
 from .capi import conditions
 from .capi.conditions import Conditions
-from .capi.manager import Manager, api_of
+from .capi.manager import Manager, api_of, at_turns
 from .capi.objects import CLUSTER_NAME, is_paused, moment
-from .client import Key, Object, Refused
+from .client import Key, Object, Refused, key_of
 from .context import Context
 from .processes import Process, Program
 from .reconcile import reconcile
@@ -52,14 +52,18 @@ async def run(context: Context, process: Process) -> None:
 
     alarms = Alarms(context)  # tokens live in real time: a clock that does not wait must not spin
 
+    looked: dict[Key, float] = {}  # when a token was last looked after, on the lab's clock
+
     async def work(key: Key, item: Object | None) -> None:
-        after = await _work(core, manager, item)
+        after = await _work(core, manager, item, looked)
+        if item is None:
+            looked.pop(key, None)
         alarms.cancel(key) if after is None else alarms.set(key, after)
 
     also = [
         (alarms, Alarms.keys),
         (core.cache("machines"), of_machine),
-        (core.cache("clusters"), of_cluster),
+        (core.cache("clusters"), at_turns(of_cluster)),
         (core.outside, lambda item: of_cluster(item) if item["kind"] == "Remote" else []),
     ]
     try:
@@ -80,7 +84,7 @@ def machine_of(core: Manager, config: Object) -> Object | None:
     return core.cache("machines").get(config["metadata"]["namespace"], names[0]) if names else None
 
 
-async def _work(core: Manager, manager: Manager, item: Object | None) -> float | None:
+async def _work(core: Manager, manager: Manager, item: Object | None, looked: dict[Key, float]) -> float | None:
     if item is None or "deletionTimestamp" in item["metadata"]:
         return None
     cache, space = manager.cache("kubeadmconfigs"), item["metadata"]["namespace"]
@@ -89,7 +93,7 @@ async def _work(core: Manager, manager: Manager, item: Object | None) -> float |
         return None
     status = dict(item.get("status") or {})
     if status.get("dataSecretName"):
-        return await _refresh(core, item, machine, cluster)
+        return await _refresh(core, item, machine, cluster, looked)
     judged = conditions.read(item, core.context.stamp())
     waiting = waits_for(cluster)
     if waiting:
@@ -135,6 +139,7 @@ async def _work(core: Manager, manager: Manager, item: Object | None) -> float |
     judged.put("DataSecretAvailable", True, "Available")
     _summarize(judged)
     await manager.report(cache, item, status, judged)
+    looked[key_of(item)] = core.context.clock.now()
     return TOKEN_SECONDS / 3
 
 
@@ -181,21 +186,31 @@ async def keep_data(core: Manager, item: Object, text: str, form: str) -> None:
         await core.context.client.patch(f"{path}/{name}", {"data": data})
 
 
-async def _refresh(core: Manager, item: Object, machine: Object, cluster: Object) -> float | None:
-    """Keeps the token alive until the machine is a node: a VM may take its time."""
+async def _refresh(
+    core: Manager, item: Object, machine: Object, cluster: Object, looked: dict[Key, float]
+) -> float | None:
+    """Keeps the token alive until the machine is a node: a VM may take its time.
+
+    A Machine changes often while its VM is made; the token is looked at again when a third of its life has gone.
+    """
     if (machine.get("status") or {}).get("nodeRef"):
         return None
     space = item["metadata"]["namespace"]
     remote = core.remotes.get((space, cluster["metadata"]["name"]))
     if remote is None or not remote.connected:
         return TOKEN_SECONDS / 3
+    now = core.context.clock.now()
+    rest = looked.get(key_of(item), 0.0) + TOKEN_SECONDS / 3 - now
+    if rest > 0:
+        return rest
     token = token_for(core.context.seed, f"{space}/{item['metadata']['name']}/{item['metadata']['uid']}")
     path = f"{TOKENS}/bootstrap-token-{token[:6]}"
     known = await remote.client.find(path)
+    looked[key_of(item)] = now
     if known is None:
         return None
     until = base64.b64decode((known.get("data") or {}).get("expiration", "")).decode()
-    if moment(until) - core.context.clock.now() < TOKEN_SECONDS / 2:
+    if moment(until) - now < TOKEN_SECONDS / 2:
         core.log("kubeadmconfig_controller", "Refreshing token until the infrastructure has a chance to consume it")
         await remote.client.patch(path, {"data": {"expiration": _packed(_expiry(core))}})
     return TOKEN_SECONDS / 3

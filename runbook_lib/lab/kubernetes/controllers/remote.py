@@ -78,7 +78,8 @@ class Remote:
 class Remotes:
     """The other clusters that a manager is connected to, by the key of their Cluster."""
 
-    def __init__(self, context: Context, told: Callable[[Key], None]) -> None:
+    def __init__(self, context: Context, told: Callable[[Key, Object | None], None]) -> None:
+        # Told with a node when that node changed, with None when the cluster began or ceased to answer.
         self.context, self.told = context, told
         self._known: dict[Key, Remote] = {}
 
@@ -99,7 +100,7 @@ class Remotes:
         except ValueError:
             return None
         remote = self._known[key] = Remote(text, client, Cache(client, "/api/v1/nodes"))
-        remote.nodes.handlers.append(lambda _kind, _node: self.told(key))
+        remote.nodes.handlers.append(lambda _kind, node: self.told(key, node))
         remote.tasks = [
             self.context.spawn(self._probe(key, remote), name=f"lab-probe {key[1]}"),
         ]
@@ -118,7 +119,7 @@ class Remotes:
             except (Refused, aiohttp.ClientError, TimeoutError, OSError) as error:
                 remote.failed = str(error) or type(error).__name__
             if remote.connected != before:
-                self.told(key)
+                self.told(key, None)
             pause = SHORTEST_PROBE if remote.connected else SHORTEST_PROBE / 10
             await asyncio.gather(
                 self.context.clock.sleep(PROBE_SECONDS if remote.connected else 1), asyncio.sleep(pause)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from .capi import conditions
-from .capi.manager import Manager, api_of
+from .capi.manager import Manager, api_of, at_turns
 from .capi.objects import CLUSTER_NAME, is_paused
 from .client import Key, Object, Refused
 from .context import Context
@@ -47,7 +47,11 @@ async def run(context: Context, process: Process) -> None:
     async def work(key: Key, item: Object | None) -> float | None:
         return await _work(core, item)
 
-    also = [(core.cache("machines"), of_machine), (core.cache("clusters"), of_cluster), (core.outside, outside)]
+    also = [
+        (core.cache("machines"), of_machine),
+        (core.cache("clusters"), at_turns(of_cluster)),
+        (core.outside, outside),
+    ]
     try:
         await reconcile(context, cache, work, also=also)
     finally:

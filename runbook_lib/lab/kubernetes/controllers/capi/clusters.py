@@ -39,7 +39,7 @@ async def run(manager: Manager) -> None:
     def outside(item: Object) -> list[Key]:
         if item["kind"] == "Remote":
             return [(item["metadata"]["namespace"], item["metadata"]["name"])]
-        return children("Cluster")(item)
+        return children("Cluster")(item) if item["kind"] != "RemoteNode" else []
 
     also = [(manager.cache(plural), theirs) for plural in CHILDREN]
 

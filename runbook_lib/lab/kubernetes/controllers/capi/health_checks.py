@@ -10,7 +10,7 @@ from ..client import Key, Object
 from ..reconcile import Mapped, reconcile
 from ..timers import Timers
 from . import conditions
-from .manager import Manager
+from .manager import Manager, at_turns
 from .objects import CLUSTER_NAME, cluster_key, go_duration, is_paused, matches, moment, owned, owner, seconds
 
 SOURCE = "machinehealthcheck-controller"
@@ -27,19 +27,19 @@ async def run(manager: Manager) -> None:
     def near(item: Object) -> list[Key]:
         key = (
             (item["metadata"]["namespace"], item["metadata"]["name"])
-            if item["kind"] in {"Remote", "Cluster"} else cluster_key(item)
+            if item["kind"] in {"Remote", "RemoteNode", "Cluster"} else cluster_key(item)
         )  # fmt: skip
         return [at for at, check in cache.items.items() if cluster_key(check) == key]
 
     def outside(item: Object) -> list[Key]:
-        return near(item) if item["kind"] == "Remote" else []
+        return near(item) if item["kind"] in {"Remote", "RemoteNode"} else []
 
     async def work(key: Key, item: Object | None) -> float | None:
         return await _work(manager, timers, item)
 
     also: list[Mapped] = [
         (manager.cache("machines"), near),
-        (manager.cache("clusters"), near),
+        (manager.cache("clusters"), at_turns(near)),
         (manager.outside, outside),
     ]
     timers = Timers(manager.context)

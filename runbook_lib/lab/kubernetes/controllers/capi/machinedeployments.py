@@ -10,7 +10,7 @@ from ..client import Key, Object
 from ..reconcile import reconcile
 from . import conditions
 from .conditions import Conditions, aggregate
-from .manager import Manager, children
+from .manager import Manager, at_turns, children
 from .objects import (
     CLUSTER_NAME,
     DEPLOYMENT_NAME,
@@ -56,7 +56,7 @@ async def run(manager: Manager) -> None:
         also=[
             (manager.cache("machinesets"), children("MachineDeployment")),
             (manager.cache("machines"), of_machine),
-            (manager.cache("clusters"), of_cluster),
+            (manager.cache("clusters"), at_turns(of_cluster)),
         ],
     )  # fmt: skip
 

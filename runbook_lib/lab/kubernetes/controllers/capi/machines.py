@@ -10,7 +10,7 @@ from ..remote import Remote
 from ..timers import Timers
 from . import conditions
 from .conditions import Conditions
-from .manager import Manager, children
+from .manager import Manager, at_turns, children
 from .objects import (
     CLUSTER_NAME,
     CONTROL_PLANE,
@@ -42,7 +42,19 @@ async def run(manager: Manager) -> None:
     def outside(item: Object) -> list[Key]:
         if item["kind"] == "Remote":
             return of_cluster(item)
+        if item["kind"] == "RemoteNode":
+            return of_node(item)
         return children("Machine")(item)
+
+    def of_node(item: Object) -> list[Key]:
+        node = item["node"]
+        identity, name = (node.get("spec") or {}).get("providerID"), node["metadata"]["name"]
+        return [
+            at
+            for at in of_cluster(item)
+            if (identity and cache.items[at]["spec"].get("providerID") == identity)
+            or ((cache.items[at].get("status") or {}).get("nodeRef") or {}).get("name") == name
+        ]
 
     def of_cluster(item: Object) -> list[Key]:
         key = (item["metadata"]["namespace"], item["metadata"]["name"])
@@ -53,7 +65,7 @@ async def run(manager: Manager) -> None:
 
     manager.timers = Timers(manager.context)
     also: list[Mapped] = [
-        (manager.outside, outside), (manager.cache("clusters"), of_cluster), (manager.timers, Timers.keys),
+        (manager.outside, outside), (manager.cache("clusters"), at_turns(of_cluster)), (manager.timers, Timers.keys),
     ]  # fmt: skip
     await reconcile(manager.context, cache, work, also=also, workers=8)
 

@@ -10,7 +10,7 @@ from ..reconcile import reconcile
 from . import conditions
 from .conditions import Conditions
 from .machinedeployments import machine_conditions, own_template
-from .manager import Manager, children
+from .manager import Manager, at_turns, children
 from .objects import (
     CLUSTER_NAME,
     DELETE_MACHINE,
@@ -45,7 +45,7 @@ async def run(manager: Manager) -> None:
     async def work(key: Key, item: Object | None) -> float | None:
         return await _work(manager, item)
 
-    also = [(manager.cache("machines"), children("MachineSet")), (manager.cache("clusters"), of_cluster)]
+    also = [(manager.cache("machines"), children("MachineSet")), (manager.cache("clusters"), at_turns(of_cluster))]
     await reconcile(manager.context, cache, work, also=also)
 
 

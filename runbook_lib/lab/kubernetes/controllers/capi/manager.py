@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from ..client import Cache, Key, Object
+from ..client import Cache, Key, Object, key_of
 from ..context import DEFINITIONS, Context
 from ..processes import Process, Program
 from ..remote import Remotes
 from ..timers import Timers
-from .conditions import Conditions
+from .conditions import Conditions, new_of, old_of
 from .conditions import write as with_conditions
 from .objects import GROUP, Target, cluster_key, resolve
 
@@ -49,8 +49,12 @@ class Manager:
         self.timers = Timers(self.context)
         self.remotes = Remotes(self.context, self._remote_changed)
 
-    def _remote_changed(self, key: Key) -> None:
-        self.outside.ring({"kind": "Remote", "metadata": {"namespace": key[0], "name": key[1]}})
+    def _remote_changed(self, key: Key, node: Object | None) -> None:
+        about = {"namespace": key[0], "name": key[1]}
+        if node is None:
+            self.outside.ring({"kind": "Remote", "metadata": about})
+        else:
+            self.outside.ring({"kind": "RemoteNode", "metadata": about, "node": node})
 
     def log(self, controller: str, message: str, **values: object) -> None:
         """Nothing; one line in the container's log as klog writes it."""
@@ -143,6 +147,39 @@ def _difference(old: Object, new: Object) -> Object:
             continue
         patch[key] = _difference(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
     return patch
+
+
+def at_turns(keys_of: Callable[[Object], Iterable[Key]]) -> Callable[[Object], Iterable[Key]]:
+    """What maps a Cluster to the keys of its members, but only when it took a turn that they wait for.
+
+    A Cluster sums up its members in its status; were they all called for that, n of them would make n² passes.
+    The real managers filter with predicates: paused, infrastructure ready, control plane initialized.
+    """
+    seen: dict[Key, tuple[Any, ...]] = {}
+
+    def keys(cluster: Object) -> Iterable[Key]:
+        at, mark = key_of(cluster), turns(cluster)
+        if seen.get(at) == mark:
+            return ()
+        seen[at] = mark
+        return keys_of(cluster)
+
+    return keys
+
+
+def turns(cluster: Object) -> tuple[Any, ...]:
+    """What of a Cluster its members depend on: its wish, and what it has reached for good."""
+    metadata, status = cluster["metadata"], cluster.get("status") or {}
+    reached = [
+        rows.get(kind, {}).get("status")
+        for rows in (old_of(cluster), new_of(cluster))
+        for kind in ("InfrastructureReady", "ControlPlaneInitialized")
+    ]
+    return (
+        metadata.get("uid"), metadata.get("deletionTimestamp"), metadata.get("annotations"), metadata.get("labels"),
+        cluster.get("spec"), status.get("infrastructureReady"), status.get("controlPlaneReady"),
+        status.get("initialization"), *reached,
+    )  # fmt: skip
 
 
 def children(kind: str, *, names: Callable[[Object], str] = lambda item: "") -> Callable[[Object], list[Key]]:

@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 
 from ..alarms import Alarms
+from ..capi.manager import at_turns
 from ..client import Key, Object, Refused
 from ..reconcile import reconcile
 from .era import (
@@ -49,7 +50,7 @@ class Clusters:
                 self.context,
                 shared.clusters,
                 self.work,
-                also=((self.alarms, Alarms.keys), (shared.homes, self._of_cluster)),
+                also=((self.alarms, Alarms.keys), (shared.homes, at_turns(self._of_cluster))),
                 workers=WORKERS,
             )
         finally:
@@ -182,7 +183,8 @@ class Clusters:
         if not reference:
             return
         path = self._secret_path(item, reference)
-        secret = await self.context.client.find(path)
+        space = reference.get("namespace") or item["metadata"]["namespace"]
+        secret = self.shared.secrets.get(space, reference["name"])
         if secret is None:
             self._unreachable(item, f'Secret "{reference["name"]}" not found')
             raise Failure(f'Secret "{reference["name"]}" not found')
@@ -198,7 +200,7 @@ class Clusters:
             finalizers.append(SECRET_FINALIZER)
         if owners != (meta.get("ownerReferences") or []) or finalizers != (meta.get("finalizers") or []):
             body = {"metadata": {"ownerReferences": owners, "finalizers": finalizers}}
-            await self.context.client.patch(path, body)
+            await self.shared.secrets.caught_up(await self.context.client.patch(path, body))
 
     @staticmethod
     def _secret_path(item: Object, reference: Mapping[str, Any]) -> str:

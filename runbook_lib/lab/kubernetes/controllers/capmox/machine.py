@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 
 from ..alarms import Alarms
+from ..capi.manager import at_turns
 from ..client import Key, Object, Refused
 from ..reconcile import reconcile
 from . import bootstrap
@@ -116,7 +117,7 @@ class Machines:
                 also=(
                     (self.alarms, Alarms.keys),
                     (shared.owners, self._of_owner),
-                    (shared.homes, self._of_cluster),
+                    (shared.homes, at_turns(self._of_cluster)),
                 ),
                 workers=WORKERS,
             )

@@ -314,7 +314,7 @@ class Server:
                 if "QEMU guest agent is not running" not in str(error):
                     raise Failure(f"error waiting for agent: {error}") from error
             if look < 5:
-                await asyncio.gather(self.clock.sleep(1.0), asyncio.sleep(0.005))
+                await asyncio.gather(self.clock.sleep(1.0), asyncio.sleep(0.01 * (look + 1)))
         raise AgentSilent("error waiting for agent: the operation has timed out")
 
     async def cloud_init_runs(self, vm: Vm) -> bool:
