@@ -20,6 +20,7 @@ from .kubernetes.controllers.client import Refused
 from .kubernetes.controllers.context import Context
 
 Json = dict[str, Any]
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 PREFLIGHT = "error execution phase preflight: "
 IDENTITY = PREFLIGHT + "couldn't validate the identity of the API Server: "
 REJECTED = PREFLIGHT + "unable to fetch the kubeadm-config ConfigMap: failed to get config map: Unauthorized"
@@ -69,7 +70,7 @@ def join_of(text: str, meta: Mapping[str, Any]) -> Join | None:
     if text.startswith("## template: jinja"):
         text = rendered(text, meta)
     try:
-        given = yaml.safe_load(text)
+        given = yaml.load(text, Loader=LOADER)
     except yaml.YAMLError as error:
         words = " ".join(str(error).split())
         raise NotJoined(f"Failed loading yaml blob. Invalid format at line 1 column 1: {words}") from error
@@ -112,7 +113,7 @@ def rendered(text: str, meta: Mapping[str, Any]) -> str:
 
 def _kubeadm(path: str, files: Mapping[str, str]) -> Join:
     try:
-        documents = [row for row in yaml.safe_load_all(files[path]) if isinstance(row, dict)]
+        documents = [row for row in yaml.load_all(files[path], Loader=LOADER) if isinstance(row, dict)]
     except yaml.YAMLError as error:
         raise NotJoined(f"{PREFLIGHT}error converting YAML to JSON: yaml: {error}") from error
     config = next((row for row in documents if row.get("kind") == "JoinConfiguration"), None)
@@ -163,10 +164,41 @@ def _talos(given: Mapping[str, Any]) -> Join:
                 kubelet={key: str(value) for key, value in kubelet.items()}, talos=True)  # fmt: skip
 
 
+@dataclass
+class Doors:
+    """Connections to API servers that machines share: each of them would shake hands twice. Close them when done."""
+
+    _sessions: dict[str, aiohttp.ClientSession] = field(default_factory=dict)
+
+    def trusting(self, authority: str) -> aiohttp.ClientSession:
+        """Requests to whoever has a certificate of that authority; of anyone for an empty one."""
+        known = self._sessions.get(authority)
+        if known is None:
+            # create_default_context without an authority would read the system's
+            context = ssl.create_default_context(cadata=authority) if authority else ssl.SSLContext(
+                ssl.PROTOCOL_TLS_CLIENT)  # fmt: skip
+            context.check_hostname = False
+            if not authority:
+                context.verify_mode = ssl.CERT_NONE
+            known = self._sessions[authority] = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=context, limit=8), timeout=aiohttp.ClientTimeout(10),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )  # fmt: skip
+        return known
+
+    async def close(self) -> None:
+        """Ends every connection."""
+        for session in self._sessions.values():
+            await session.close()
+        self._sessions.clear()
+
+
 # -- what joining does --------------------------------------------------------------------------------
 
 
-async def follow(join: Join, node: Node, url: str, context: Context | None) -> Callable[[], Awaitable[None]]:
+async def follow(
+    join: Join, node: Node, url: str, context: Context | None, doors: Doors
+) -> Callable[[], Awaitable[None]]:
     """What makes the node Ready, once it is one. Raises NotJoined with the reason."""
     base = url or f"https://{join.endpoint}"
     place = f"https://{join.endpoint}"
@@ -177,7 +209,7 @@ async def follow(join: Join, node: Node, url: str, context: Context | None) -> C
             "connect: no route to host"
         )
     if not join.talos:
-        await _discover(join, base, place)
+        await _discover(join, base, place, doors)
     body = node_object(join, node)
     if context is None:
         raise NotJoined(
@@ -207,27 +239,20 @@ async def follow(join: Join, node: Node, url: str, context: Context | None) -> C
     return ready
 
 
-async def _discover(join: Join, base: str, place: str) -> None:
+async def _discover(join: Join, base: str, place: str, doors: Doors) -> None:
     path = "/api/v1/namespaces/kube-public/configmaps/cluster-info"
     failed = f'{IDENTITY}failed to request the cluster-info ConfigMap: Get "{place}{path}?timeout=10s": '
-    blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # create_default_context would read the system's authorities
-    blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
-    timeout = aiohttp.ClientTimeout(10)
     try:
-        async with aiohttp.ClientSession(timeout=timeout) as session:
-            async with session.get(base + path, ssl=blind) as answer:
-                found = await answer.json(content_type=None)
-                if answer.status != 200:
-                    raise NotJoined(f"{IDENTITY}failed to request the cluster-info ConfigMap: {found.get('message')}")
-            authority = _authority(join, found)
-            pinned = ssl.create_default_context(cadata=authority)
-            pinned.check_hostname = False
-            trust: ssl.SSLContext | bool = pinned if base.startswith("https") else True
-            headers = {"Authorization": f"Bearer {join.token}"}
-            where = "/api/v1/namespaces/kube-system/configmaps/kubeadm-config"
-            async with session.get(base + where, ssl=trust, headers=headers) as answer:
-                if answer.status == 401:
-                    raise NotJoined(REJECTED)
+        async with doors.trusting("").get(base + path) as answer:
+            found = await answer.json(content_type=None)
+            if answer.status != 200:
+                raise NotJoined(f"{IDENTITY}failed to request the cluster-info ConfigMap: {found.get('message')}")
+        authority = _authority(join, found)
+        headers = {"Authorization": f"Bearer {join.token}"}
+        where = "/api/v1/namespaces/kube-system/configmaps/kubeadm-config"
+        async with doors.trusting(authority).get(base + where, headers=headers) as answer:
+            if answer.status == 401:
+                raise NotJoined(REJECTED)
     except aiohttp.ClientConnectorCertificateError as error:
         text = "tls: failed to verify certificate: x509: certificate signed by unknown authority"
         raise NotJoined(failed + text) from error
@@ -249,7 +274,7 @@ def _authority(join: Join, info: Json) -> str:
             f"{IDENTITY}failed to verify JWS signature of received cluster info object, can't trust this API Server"
         )
     try:
-        config = yaml.safe_load(data["kubeconfig"])
+        config = yaml.load(data["kubeconfig"], Loader=LOADER)
         pem = base64.b64decode(config["clusters"][0]["cluster"]["certificate-authority-data"])
         certificate = x509.load_pem_x509_certificate(pem)
     except (KeyError, IndexError, TypeError, ValueError, yaml.YAMLError) as error:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from .clock import Clock
-from .joining import Join, Node, NotJoined, follow, join_of
+from .joining import LOADER, Doors, Join, Node, NotJoined, follow, join_of
 from .kubernetes.controllers.context import Context
 from .proxmox.qemu.agent import CLOUD_INIT_STATUS
 from .proxmox.qemu.drives import drives, is_cdrom
@@ -62,6 +62,7 @@ class Machines:
     homes: dict[str, Home] = field(default_factory=dict)
     _seen: dict[int, _Seen] = field(default_factory=dict)
     _first: bool = True
+    _doors: Doors = field(default_factory=Doors)
 
     def add(self, home: Home, *endpoints: str) -> None:
         """Nothing; the cluster can be joined at these endpoints from now on."""
@@ -77,6 +78,7 @@ class Machines:
             for seen in self._seen.values():
                 if seen.task:
                     seen.task.cancel()
+            await self._doors.close()
 
     def look(self) -> None:
         """Nothing; machines that started or stopped since the last look do what follows from it."""
@@ -165,7 +167,7 @@ class Machines:
         node = self._node(guest, join, meta)
         try:
             home = self.homes.get(join.endpoint)
-            ready = await follow(join, node, home.url if home else "", home.context if home else None)
+            ready = await follow(join, node, home.url if home else "", home.context if home else None, self._doors)
         except NotJoined as error:
             self._finish(guest, "error", str(error), join)
             return
@@ -282,7 +284,7 @@ def identity(volume: Mapping[str, str]) -> str:
 def mapping(text: str) -> dict[str, Any]:
     """A YAML document as a mapping; empty when it is none."""
     try:
-        found = yaml.safe_load(text)
+        found = yaml.load(text, Loader=LOADER)
     except yaml.YAMLError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -12,6 +12,8 @@ QUICKEST, SLOWEST = 0.02, 2.0
 """Real seconds between two looks at something: while it moves, and when it has long stood still."""
 SHARE = 0.01
 """Real seconds that each of the keys that wait takes of the machine: many wait longer than one."""
+RESTING_SHARE = 0.5
+"""The same for keys that nobody waits for, which are looked at for the sake of it."""
 PATIENT = 2
 """Looks without progress before the pauses grow."""
 
@@ -45,6 +47,12 @@ class Alarms(Cache):
         idle = self._idle[key] = self._idle.get(key, 0) + 1
         quickest = max(QUICKEST, SHARE * (len(self._due) + 1))
         pause = min(quickest * 1.5 ** max(0, idle - PATIENT), SLOWEST)
+        self._due[key] = asyncio.get_running_loop().create_task(self._ring(key, seconds, pause))
+
+    def rest(self, key: Key, seconds: float) -> None:
+        """Nothing; as `set`, but the object has arrived, so that no clock is fast enough to make it ring at once."""
+        self.cancel(key)
+        pause = max(SLOWEST, RESTING_SHARE * (len(self._due) + 1))
         self._due[key] = asyncio.get_running_loop().create_task(self._ring(key, seconds, pause))
 
     def cancel(self, key: Key) -> None:

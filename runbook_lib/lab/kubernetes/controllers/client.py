@@ -33,15 +33,31 @@ class Refused(Exception):
 class KubeClient:
     """One identity at one API server. Use as an async context manager, or call `close`."""
 
-    def __init__(self, base_url: str, token: str = "", ca_file: str | None = None, *, name: str = "lab") -> None:
+    def __init__(
+        self,
+        base_url: str,
+        token: str = "",
+        ca_file: str | None = None,
+        *,
+        name: str = "lab",
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
         self.base_url = base_url.rstrip("/")
-        context: ssl.SSLContext | bool = ssl.create_default_context(cafile=ca_file) if ca_file else True
+        trusted = ssl_context or (ssl.create_default_context(cafile=ca_file) if ca_file else None)
         headers = {"User-Agent": name, **({"Authorization": f"Bearer {token}"} if token else {})}
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=context, limit=32), headers=headers, timeout=aiohttp.ClientTimeout(30)
-        )
+
+        def session(limit: int) -> aiohttp.ClientSession:
+            connector = aiohttp.TCPConnector(ssl=trusted or True, limit=limit)
+            jar = aiohttp.DummyCookieJar()  # API servers set none, and looking for them takes time
+            timeout = aiohttp.ClientTimeout(30)
+            return aiohttp.ClientSession(
+                connector=connector, headers=headers, timeout=timeout, cookie_jar=jar,
+                skip_auto_headers=("Accept-Encoding",),  # a loopback gains nothing from compression
+            )  # fmt: skip
+
+        self._session = session(32)
         # Every watch holds a connection as long as it lasts: they must not use up those of the requests.
-        self._streams = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context, limit=0), headers=headers)
+        self._streams = session(0)
 
     async def __aenter__(self) -> KubeClient:
         return self
@@ -69,7 +85,7 @@ class KubeClient:
         async with self._session.request(
             method, self.base_url + path, data=data, headers=headers, params=query
         ) as answer:
-            text = await answer.text()
+            text = (await answer.read()).decode()
             if answer.status >= 400:
                 raise _refusal(answer.status, text)
             return dict(json.loads(text)) if text else {}

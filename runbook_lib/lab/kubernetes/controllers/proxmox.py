@@ -62,6 +62,7 @@ class ProxmoxClient:
             connector=aiohttp.TCPConnector(ssl=False if insecure and not ca else context, limit=8),
             headers=headers,
             timeout=aiohttp.ClientTimeout(60),
+            cookie_jar=aiohttp.DummyCookieJar(),  # a token needs none, and looking for them takes time
         )
 
     async def __aenter__(self) -> ProxmoxClient:

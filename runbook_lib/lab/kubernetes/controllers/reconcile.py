@@ -20,12 +20,22 @@ Mapped = tuple[Cache, Callable[[Object], Iterable[Key]]]
 """Another resource, and which keys to work on when one of its objects changes."""
 
 FIRST_PAUSE, LAST_PAUSE = 0.05, 5.0  # real seconds, as requests take real time
+CROWD_SECONDS = 0.05  # real seconds in which a crowd is waited for
 
 
 async def reconcile(
-    context: Context, cache: Cache, work: Work, *, also: Sequence[Mapped] = (), workers: int = 4
+    context: Context,
+    cache: Cache,
+    work: Work,
+    *,
+    also: Sequence[Mapped] = (),
+    crowds: Sequence[Mapped] = (),
+    workers: int = 4,
 ) -> None:
     """Works until cancelled: on every object of the cache, on each that changes, and on those mapped from `also`.
+
+    What is mapped from `crowds` is worked on a moment later: many objects that change together, as the members of one
+    owner do, call it once.
 
     A refusal or a lost connection is tried again with growing pauses; a conflict at once. Each call of `work` sees
     caches that hold at least what its own earlier writes answered, if it awaited `Cache.caught_up`.
@@ -37,16 +47,21 @@ async def reconcile(
 
     cache.handlers.append(changed)
     mapped: list[tuple[Cache, Callable[[str, Object], None]]] = []
-    for other, keys_of in also:
+    for (other, keys_of), add in [*((row, queue.add) for row in also), *((row, queue.add_soon) for row in crowds)]:
 
-        def told(_kind: str, item: Object, keys_of: Callable[[Object], Iterable[Key]] = keys_of) -> None:
+        def told(
+            _kind: str,
+            item: Object,
+            keys_of: Callable[[Object], Iterable[Key]] = keys_of,
+            add: Callable[[Key], None] = add,
+        ) -> None:
             for key in keys_of(item):
-                queue.add(key)
+                add(key)
 
         other.handlers.append(told)
         mapped.append((other, told))
     try:
-        await context.synced(cache, *(other for other, _ in also))
+        await context.synced(cache, *(other for other, _ in (*also, *crowds)))
         for key in list(cache.items):
             queue.add(key)
         async with asyncio.TaskGroup() as group:
@@ -68,6 +83,7 @@ class _Queue:
         self._busy: set[Key] = set()
         self._again: set[Key] = set()
         self._later: dict[Key, asyncio.Task[None]] = {}
+        self._soon: dict[Key, asyncio.TimerHandle] = {}
         self.failures: dict[Key, int] = {}
 
     def add(self, key: Key) -> None:
@@ -77,10 +93,20 @@ class _Queue:
             self._queued.add(key)
             self._ready.put_nowait(key)
 
+    def add_soon(self, key: Key) -> None:
+        if key not in self._queued and key not in self._soon:
+            self._soon[key] = asyncio.get_running_loop().call_later(CROWD_SECONDS, self._now, key)
+
+    def _now(self, key: Key) -> None:
+        del self._soon[key]
+        self.add(key)
+
     async def take(self) -> Key:
         key = await self._ready.get()
         self._queued.discard(key)
         self._busy.add(key)
+        if handle := self._soon.pop(key, None):
+            handle.cancel()
         if timer := self._later.pop(key, None):
             timer.cancel()
         return key
@@ -103,7 +129,7 @@ class _Queue:
         task = self._later[key] = asyncio.get_running_loop().create_task(wait())
 
     def close(self) -> None:
-        for timer in self._later.values():
+        for timer in (*self._later.values(), *self._soon.values()):
             timer.cancel()
 
 

@@ -29,26 +29,22 @@ class RemoteClient(KubeClient):
             chosen = {entry["name"]: entry["context"] for entry in config["contexts"]}[config["current-context"]]
             cluster = {entry["name"]: entry["cluster"] for entry in config["clusters"]}[chosen["cluster"]]
             user = {entry["name"]: entry["user"] for entry in config["users"]}[chosen["user"]]
-            super().__init__(cluster["server"], user.get("token", ""), name=name)
-            self._trust(cluster, user)
+            super().__init__(cluster["server"], user.get("token", ""), name=name, ssl_context=_trust(cluster, user))
         except (KeyError, TypeError, yaml.YAMLError) as error:
             raise ValueError(f"invalid kubeconfig: {error}") from error
 
-    def _trust(self, cluster: Object, user: Object) -> None:
-        authority = base64.b64decode(cluster.get("certificate-authority-data", "")).decode()
-        context = ssl.create_default_context(cadata=authority or None)
-        context.check_hostname = False  # a tenant is reached by an address that its certificate may not name
-        if "client-certificate-data" in user:
-            with tempfile.NamedTemporaryFile() as file:  # ssl reads a key from files alone
-                file.write(base64.b64decode(user["client-certificate-data"]) + b"\n")
-                file.write(base64.b64decode(user["client-key-data"]))
-                file.flush()
-                context.load_cert_chain(file.name)
-        session = self._session
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=context, limit=8), headers=session.headers, timeout=session.timeout
-        )
-        asyncio.get_running_loop().create_task(session.close())
+
+def _trust(cluster: Object, user: Object) -> ssl.SSLContext:
+    authority = base64.b64decode(cluster.get("certificate-authority-data", "")).decode()
+    context = ssl.create_default_context(cadata=authority or None)
+    context.check_hostname = False  # a tenant is reached by an address that its certificate may not name
+    if "client-certificate-data" in user:
+        with tempfile.NamedTemporaryFile() as file:  # ssl reads a key from files alone
+            file.write(base64.b64decode(user["client-certificate-data"]) + b"\n")
+            file.write(base64.b64decode(user["client-key-data"]))
+            file.flush()
+            context.load_cert_chain(file.name)
+    return context
 
 
 @dataclass

@@ -41,12 +41,12 @@ async def run(manager: Manager) -> None:
             return [(item["metadata"]["namespace"], item["metadata"]["name"])]
         return children("Cluster")(item) if item["kind"] != "RemoteNode" else []
 
-    also = [(manager.cache(plural), theirs) for plural in CHILDREN]
+    crowds = [(manager.cache(plural), theirs) for plural in CHILDREN]
 
     async def work(key: Key, item: Object | None) -> float | None:
         return await _work(manager, key, item)
 
-    await reconcile(manager.context, cache, work, also=[*also, (manager.outside, outside)])
+    await reconcile(manager.context, cache, work, also=[(manager.outside, outside)], crowds=crowds)
 
 
 async def _work(manager: Manager, key: Key, item: Object | None) -> float | None:

@@ -38,13 +38,12 @@ async def run(manager: Manager) -> None:
         return await _work(manager, timers, item)
 
     also: list[Mapped] = [
-        (manager.cache("machines"), near),
         (manager.cache("clusters"), at_turns(near)),
-        (manager.outside, outside),
     ]
+    crowds: list[Mapped] = [(manager.cache("machines"), near), (manager.outside, outside)]
     timers = Timers(manager.context)
     also.append((timers, Timers.keys))
-    await reconcile(manager.context, cache, work, also=also)
+    await reconcile(manager.context, cache, work, also=also, crowds=crowds)
 
 
 def rules(item: Object) -> list[tuple[str, str, float]]:

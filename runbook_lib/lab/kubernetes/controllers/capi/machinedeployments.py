@@ -55,9 +55,9 @@ async def run(manager: Manager) -> None:
         manager.context, cache, work,
         also=[
             (manager.cache("machinesets"), children("MachineDeployment")),
-            (manager.cache("machines"), of_machine),
             (manager.cache("clusters"), at_turns(of_cluster)),
         ],
+        crowds=[(manager.cache("machines"), of_machine)],
     )  # fmt: skip
 
 

@@ -45,8 +45,9 @@ async def run(manager: Manager) -> None:
     async def work(key: Key, item: Object | None) -> float | None:
         return await _work(manager, item)
 
-    also = [(manager.cache("machines"), children("MachineSet")), (manager.cache("clusters"), at_turns(of_cluster))]
-    await reconcile(manager.context, cache, work, also=also)
+    crowds = [(manager.cache("machines"), children("MachineSet"))]
+    also = [(manager.cache("clusters"), at_turns(of_cluster))]
+    await reconcile(manager.context, cache, work, also=also, crowds=crowds)
 
 
 async def _work(manager: Manager, item: Object | None) -> float | None:

@@ -102,7 +102,9 @@ class Clusters:
             self.retries.failed(key)
             return
         self.retries.worked(key)
-        if after is not None:
+        if after == RESYNC:
+            self.alarms.rest(key, after)
+        elif after is not None:
             self.alarms.set(key, after)
 
     # -- life -------------------------------------------------------------------------------------

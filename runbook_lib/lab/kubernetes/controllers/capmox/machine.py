@@ -116,9 +116,9 @@ class Machines:
                 self.work,
                 also=(
                     (self.alarms, Alarms.keys),
-                    (shared.owners, self._of_owner),
                     (shared.homes, at_turns(self._of_cluster)),
                 ),
+                crowds=((shared.owners, self._of_owner),),
                 workers=WORKERS,
             )
         finally:
@@ -178,7 +178,9 @@ class Machines:
             self.retries.failed(key)
             return
         self.retries.worked(key)
-        if after is not None:
+        if after == RESYNC:
+            self.alarms.rest(key, after)
+        elif after is not None:
             self.alarms.set(key, after)
 
     async def _scope(self, key: Key, known: Object) -> Scope | None:
