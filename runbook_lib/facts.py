@@ -557,3 +557,414 @@ class Reach:
     outcome: str  # "connected" | "refused" | "timeout" | "dns" | "tls" | "not tried"
     seconds: float | None = None
     note: str = ""
+
+
+# --- Machines: Cluster API, CAPMOX and the VMs behind them, the same rows for both generations -----
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition of an object; `severity` only where the generation has it."""
+
+    type: str
+    status: str  # "True" | "False" | "Unknown"
+    reason: str = ""
+    message: str = ""
+    severity: str = ""
+    since: int | None = None
+
+
+@dataclass(frozen=True)
+class MachineApis:
+    """Which versions of each kind that machines are made of the cluster serves, the newest first."""
+
+    served: Mapping[str, tuple[str, ...]]  # "Machine" → ("v1beta2", "v1beta1")
+
+    def version(self, kind: str) -> str:
+        """The newest version of the kind, empty where it is not served."""
+        return next(iter(self.served.get(kind, ())), "")
+
+    @property
+    def generation(self) -> str:
+        """CAPMOX' own version: "v1alpha2" of 0.8 and later, "v1alpha1" before, empty where there is none."""
+        return self.version("ProxmoxMachine")
+
+    @property
+    def core(self) -> str:
+        """The version of `cluster.x-k8s.io` that fits this CAPMOX: contract v1beta2 came with v1alpha2."""
+        found = self.served.get("Machine", ())
+        wanted = "v1beta1" if self.generation == "v1alpha1" and "v1beta1" in found else ""
+        return wanted or next(iter(found), "")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A Machine of Cluster API."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+    cluster: str = ""
+    deployment: str = ""
+    phase: str = ""
+    created: int = 0
+    deleting: bool = False
+    version: str = ""
+    data_secret: str = ""  # its bootstrap data; empty while there is none
+    bootstrap: str = ""  # "KubeadmConfig/name"
+    infrastructure: str = ""  # "ProxmoxMachine/name"
+    provider_id: str = ""
+    node: str = ""
+    failure: str = ""
+    conditions: tuple[Condition, ...] = ()
+
+
+@dataclass(frozen=True)
+class ProxmoxMachine:
+    """A ProxmoxMachine of CAPMOX. `machine` is empty while no Machine owns it: then nobody works on it."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+    machine: str = ""
+    cluster: str = ""
+    created: int = 0
+    deleting: bool = False
+    generation: str = ""
+    ready: bool = False  # what the object claims
+    vmid: int | None = None
+    provider_id: str = ""
+    node: str = ""
+    task: str = ""  # the UPID it waits for
+    retry_after: str = ""
+    addresses: tuple[str, ...] = ()
+    bootstrap_provided: bool = False
+    reason: str = ""
+    message: str = ""
+    since: int | None = None
+    failure: str = ""
+    template: str = ""  # "9000 on pve1", "tags kubernetes, v1.34"
+    vmid_range: tuple[int, int] | None = None
+    finalizers: tuple[str, ...] = ()
+    skips_agent: bool = False
+
+
+@dataclass(frozen=True)
+class ProxmoxHome:
+    """A ProxmoxCluster. `cluster` is empty while no Cluster owns it."""
+
+    namespace: str
+    name: str
+    cluster: str = ""
+    ready: bool = False
+    reason: str = ""
+    message: str = ""
+    addresses: tuple[str, ...] = ()
+    allowed_nodes: tuple[str, ...] = ()
+    memory_adjustment: int = 100
+    endpoint: str = ""
+    credentials: str = ""
+    external_control_plane: bool = False
+
+
+@dataclass(frozen=True)
+class MachineGroup:
+    """A MachineDeployment."""
+
+    namespace: str
+    name: str
+    cluster: str
+    wanted: int
+    there: int
+    ready: int
+    updated: int
+    template: str
+    selector: str = ""
+
+
+@dataclass(frozen=True)
+class AddressPool:
+    """An InClusterIPPool or GlobalInClusterIPPool."""
+
+    namespace: str  # empty of a global one
+    name: str
+    addresses: tuple[str, ...]
+    cluster: str = ""
+    total: int | None = None
+    used: int | None = None
+    free: int | None = None
+
+
+@dataclass(frozen=True)
+class AddressClaim:
+    """An IPAddressClaim with the IPAddress that answers it; `address` is empty while none does."""
+
+    namespace: str
+    name: str
+    machine: str  # the ProxmoxMachine that owns it
+    pool: str
+    address: str = ""
+    created: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class MachineVm:
+    """A VM as its list, its config and its agent tell it. `agent_addresses` is None while no agent answers."""
+
+    vmid: int
+    name: str
+    node: str
+    status: str
+    uuid: str = ""  # SMBIOS uuid, what a providerID is made of
+    tags: tuple[str, ...] = ()
+    pool: str = ""
+    lock: str = ""
+    cores: int | None = None
+    memory_mib: int | None = None
+    iso: str = ""  # volid in the drive of the bootstrap data
+    agent_addresses: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TaskTail:
+    """A task with the last lines of its log."""
+
+    task: Task
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TenantNode:
+    """A Node of the cluster that machines join."""
+
+    cluster: str  # "namespace/name"
+    name: str
+    provider_id: str
+    ready: str  # "True" | "False" | "Unknown"
+    reason: str = ""
+    message: str = ""
+    created: int = 0
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What the API server said to one manifest in a dry run; `refusal` is empty where it took it."""
+
+    target: str
+    refusal: str = ""
+    untried: str = ""  # why it could not be tried
+
+
+# --- storage of Kubernetes, and the disks behind it ------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NodeMachine:
+    """A Kubernetes node beside the Proxmox VM that it is. `vmid` is None where no VM has the node's uuid."""
+
+    node: str
+    ready: str
+    schedulable: bool
+    system_uuid: str
+    provider_id: str
+    region: str  # what the labels say
+    zone: str
+    address: str = ""
+    vmid: int | None = None
+    vm_name: str = ""
+    host: str = ""  # the Proxmox node the VM is on; of a host that is a worker itself, that host
+    pool: str = ""
+    scsi_controller: str = ""
+    slots: tuple[int, ...] = ()  # numbers of the SCSI drives in use
+    is_host: bool = False  # a Proxmox server, no VM
+    control_plane: bool = False
+    max_volumes: int | None = None  # the driver's limit, None where the driver is not registered
+    topology_keys: tuple[str, ...] = ()
+    twins: tuple[int, ...] = ()  # other VMs with the same uuid
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A PersistentVolumeClaim with the last thing that an event says of it."""
+
+    namespace: str
+    name: str
+    phase: str
+    storage_class: str
+    volume: str
+    modes: tuple[str, ...]
+    volume_mode: str
+    requested_bytes: int
+    capacity_bytes: int
+    created: int | None
+    deleting: bool = False
+    conditions: tuple[str, ...] = ()
+    reason: str = ""
+    message: str = ""
+    binding_mode: str = ""
+
+
+@dataclass(frozen=True)
+class PersistentVolume:
+    """A PersistentVolume. `handle` is the driver's own name for it, empty for other kinds of volumes."""
+
+    name: str
+    phase: str
+    driver: str
+    handle: str
+    storage_class: str
+    claim: str  # "namespace/name"
+    reclaim_policy: str
+    capacity_bytes: int
+    modes: tuple[str, ...] = ()
+    zones: tuple[str, ...] = ()
+    deleting: bool = False
+    kept: bool = False  # annotated to outlive its claim's disk
+    reason: str = ""
+    message: str = ""
+
+    @property
+    def volid(self) -> str:
+        """The disk as Proxmox VE names it, "storage:disk"; empty where the handle is none of the driver's."""
+        parts = self.handle.split("/", 3)
+        return f"{parts[2]}:{parts[3]}" if len(parts) == 4 else ""
+
+    @property
+    def zone(self) -> str:
+        """The Proxmox node the disk lies on; empty for one that every node reaches."""
+        parts = self.handle.split("/", 3)
+        return parts[1] if len(parts) == 4 else ""
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A VolumeAttachment."""
+
+    name: str
+    driver: str
+    node: str
+    volume: str
+    attached: bool
+    deleting: bool
+    attach_error: str = ""
+    detach_error: str = ""
+    created: int | None = None
+    deleted: int | None = None
+
+
+@dataclass(frozen=True)
+class CsiDriver:
+    """A CSIDriver."""
+
+    name: str
+    attach_required: bool
+    storage_capacity: bool
+
+
+@dataclass(frozen=True)
+class CsiCapacity:
+    """A CSIStorageCapacity: what the driver says is free for a class at a place."""
+
+    storage_class: str
+    topology: Mapping[str, str]
+    capacity_bytes: int | None
+
+
+@dataclass(frozen=True)
+class DriverPart:
+    """One pod of the driver or of the cloud controller, with the last lines that it wrote where it is unwell."""
+
+    namespace: str
+    name: str
+    node: str
+    component: str  # "controller" | "node" | "ccm"
+    images: tuple[str, ...]
+    phase: str
+    ready: bool
+    restarts: int
+    reasons: tuple[str, ...]
+    message: str = ""
+    log: str = ""
+
+
+@dataclass(frozen=True)
+class PodTrouble:
+    """A pod that waits for a volume, with what was said of it."""
+
+    namespace: str
+    name: str
+    node: str
+    phase: str
+    claims: tuple[str, ...]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class ClaimDisk:
+    """A disk of the driver's own VM id, wherever it lies, and the VMs whose config names it."""
+
+    node: str
+    storage: str
+    volid: str
+    size_bytes: int
+    volume: str  # the PersistentVolume by the disk's name
+    vms: tuple[int, ...] = ()
+    slots: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClassCase:
+    """A StorageClass that is wanted beside the storage it is on; `problems` says what cannot be."""
+
+    name: str
+    storage: str
+    type: str
+    shared: bool
+    zones: tuple[str, ...]
+    parameters: Mapping[str, str]
+    reclaim_policy: str = "Delete"
+    problems: tuple[str, ...] = ()
+    made: bool = False  # the cluster has it
+    default: bool = False
+    differences: tuple[str, ...] = ()  # what the cluster's one has otherwise
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen after one change of a trial, on either side. `seconds` is how long it was waited for."""
+
+    trial: str  # "follow", "block" …
+    storage_class: str
+    stage: str  # "waits", "bound", "attached", "running", "grown", "detached", "gone", "kept", "refused" …
+    subject: str  # the claim or pod
+    reached: bool
+    seconds: float
+    told: str = ""
+    node: str = ""
+    vmid: int | None = None
+    change: str = ""
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What a command in a trial's pod said."""
+
+    trial: str
+    storage_class: str
+    what: str  # "write", "read", "size", "moved" …
+    pod: str
+    code: int | None  # None: it was not run
+    output: str = ""
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Something that not every site can: whether this one can, and what it would take."""
+
+    name: str  # "snapshots"
+    possible: bool
+    why: str
+    storage_class: str = ""

@@ -143,14 +143,15 @@ def failed_tasks(pve: Reader, hours: float = 24, *, clock: Callable[[], float] =
 
     def ask(reader: Reader, node: str) -> list[Task]:
         rows = pages(reader, f"/nodes/{node}/tasks", errors=1, since=since)
-        tasks = [_task(node, row) for row in rows]
+        tasks = [task_row(node, row) for row in rows]
         return [task for task in tasks if _failed(task.status) and task.started >= since]
 
     found = [task for _, tasks in pve.each_node("failed_tasks", ask) for task in tasks]
     return sorted(found, key=lambda task: (-task.started, task.upid))
 
 
-def _task(node: str, row: Mapping[str, Any]) -> Task:
+def task_row(node: str, row: Mapping[str, Any]) -> Task:
+    """One row of GET /nodes/{node}/tasks."""
     return Task(
         node=row.get("node", node),
         upid=row["upid"],

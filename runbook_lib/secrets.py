@@ -156,13 +156,19 @@ _KUBECONFIG_SECRETS = ("token", "password", "client-key-data")
 
 def register_kubeconfig(path: Path) -> None:
     """From now on what the users of this kubeconfig log in with is redacted; a file that is none says nothing."""
+    with suppress(OSError, ValueError):  # whoever connects with it will tell what is wrong
+        register_kubeconfig_text(path.read_text(encoding="utf-8"))
+
+
+def register_kubeconfig_text(text: str) -> None:
+    """From now on what the users of this kubeconfig log in with is redacted; a text that is none says nothing."""
     import yaml
 
     try:
-        users = yaml.safe_load(path.read_text(encoding="utf-8"))["users"]
+        users = yaml.safe_load(text)["users"]
         given = [user["user"] for user in users if isinstance(user.get("user"), Mapping)]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
-        return  # whoever connects with it will tell what is wrong
+    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+        return
     for entry in given:
         for key in _KUBECONFIG_SECRETS:
             if isinstance(entry.get(key), str):

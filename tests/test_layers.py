@@ -15,7 +15,7 @@ FAMILIES = {"proxmox", "kubernetes", "pages", "cli"}
 
 CLIENTS = {"proxmox", "kubernetes"}
 
-PURE = {"model", "errors", "facts", "versions", "criteria"}
+PURE = {"model", "errors", "facts", "versions", "criteria", "evidence"}
 """Values and judgement: they import each other and the standard library, nothing else."""
 
 NO_IO = {
