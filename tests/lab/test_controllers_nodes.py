@@ -353,6 +353,50 @@ def test_important_pod_takes_the_least_important_away() -> None:
     assert (node, [pod["metadata"]["name"] for pod in going]) == ("n1", ["low"])
 
 
+def budget(allowed: int, app: str = "kept") -> Object:
+    """A budget that has room for so many disruptions of the app's pods."""
+    metadata, selector = {"name": app, "namespace": "d"}, {"matchLabels": {"app": app}}
+    return {"metadata": metadata, "spec": {"selector": selector}, "status": {"disruptionsAllowed": allowed}}
+
+
+def preempted(there: dict[str, list[Object]], budgets: list[Object], cpu: str = "4") -> tuple[str, list[str]]:
+    """(node, names of the victims) for an important pod on full nodes."""
+    item = small("high", "high", cpu=cpu, priority=100)
+    board = Board([spot(name) for name in there], there)
+    node, going = preemption.victims(item, board, scheduler.place(item, board)[1], budgets)
+    return node, [pod["metadata"]["name"] for pod in going]
+
+
+def test_a_node_without_broken_budgets_is_preferred() -> None:
+    """Although the victims of the other node are less important."""
+    there = {"n1": [small("a", "kept", "n1", "4", priority=1)], "n2": [small("b", "free", "n2", "4", priority=50)]}
+    assert preempted(there, [budget(0)]) == ("n2", ["b"])
+
+
+def test_a_budget_with_room_protects_nobody() -> None:
+    """It is no violation as long as disruptions are allowed, so the priorities decide."""
+    there = {"n1": [small("a", "kept", "n1", "4", priority=1)], "n2": [small("b", "free", "n2", "4", priority=50)]}
+    assert preempted(there, [budget(1)]) == ("n1", ["a"])
+
+
+def test_of_two_pods_the_unprotected_one_goes() -> None:
+    """On one node the pods whose budget is spent are spared first, even before more important ones."""
+    there = {"n1": [small("a", "kept", "n1", "2", priority=1), small("b", "free", "n1", "2", priority=50)]}
+    assert preempted(there, [budget(0)], cpu="2") == ("n1", ["b"])
+
+
+def test_a_budget_is_broken_where_nothing_else_helps() -> None:
+    """Preemption honours budgets as best it can and no further."""
+    there = {"n1": [small("a", "kept", "n1", "4", priority=1)]}
+    assert preempted(there, [budget(0)]) == ("n1", ["a"])
+
+
+def test_a_budget_counts_each_victim() -> None:
+    """With room for one disruption, the second pod of the same app breaks the budget."""
+    pods = [small("a", "kept", "n1"), small("b", "kept", "n1"), small("c", "free", "n1")]
+    assert preemption.breaking_budgets(pods, [budget(1)]) == [pods[1]]
+
+
 def test_bound_volume_draws_its_pod_to_its_zone() -> None:
     """A disk of one zone refuses nodes of another, in the scheduler's words."""
     terms = [{"matchExpressions": [{"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["b"]}]}]

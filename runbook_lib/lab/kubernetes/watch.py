@@ -175,7 +175,9 @@ async def _live(watcher: Watcher, seen: int, end: float) -> AsyncIterator[bytes]
                 due = _next_bookmark(now, end)
             watcher.wake.clear()
             try:
-                await asyncio.wait_for(watcher.wake.wait(), max(0.0, min(due, end) - loop.time()))
+                # Not wait_for: before Python 3.12 it can swallow a cancellation that meets its end.
+                async with asyncio.timeout_at(min(due, end)):
+                    await watcher.wake.wait()
             except TimeoutError:
                 continue
         if watcher.lost:

@@ -18,6 +18,11 @@ PATIENT = 2
 """Looks without progress before the pauses grow."""
 
 
+def pause_of(looks: int, waiting: int) -> float:
+    """Real seconds until a key that was looked at so often in vain is due again, when so many keys wait."""
+    return min(max(QUICKEST, SHARE * waiting) * 1.5 ** max(0, looks - PATIENT), SLOWEST)
+
+
 class Alarms(Cache):
     """Keys that are due at some time. Give it to `reconcile` among `also`, with `keys` as what maps it.
 
@@ -45,8 +50,7 @@ class Alarms(Cache):
         """Nothing; the key rings after so many seconds of the lab, in place of what was set for it before."""
         self.cancel(key)
         idle = self._idle[key] = self._idle.get(key, 0) + 1
-        quickest = max(QUICKEST, SHARE * (len(self._due) + 1))
-        pause = min(quickest * 1.5 ** max(0, idle - PATIENT), SLOWEST)
+        pause = pause_of(idle, len(self._due) + 1)
         self._due[key] = asyncio.get_running_loop().create_task(self._ring(key, seconds, pause))
 
     def rest(self, key: Key, seconds: float) -> None:

@@ -28,8 +28,9 @@ CACHES = {
     "StorageClass": "/apis/storage.k8s.io/v1/storageclasses",
     "CSINode": "/apis/storage.k8s.io/v1/csinodes",
     "Namespace": "/api/v1/namespaces",
+    "PodDisruptionBudget": "/apis/policy/v1/poddisruptionbudgets",
 }
-"""What decides about a pod's place beside nodes and pods."""
+"""What decides about a pod's place, and about who makes room for it, beside nodes and pods."""
 
 
 def choose(
@@ -164,7 +165,8 @@ class Scheduler:
         leaving = pod.get("status", {}).get("nominatedNodeName", "")
         if leaving and any("deletionTimestamp" in other["metadata"] for other in board.pods.get(leaving, ())):
             return  # its room is being made
-        chosen, going = victims(pod, board, refused)
+        budgets = list(self.caches["PodDisruptionBudget"].items.values())
+        chosen, going = victims(pod, board, refused, budgets)
         never = pod["spec"].get("preemptionPolicy") == "Never"
         words = explain(refusals, may_preempt=not never)
         if chosen:
