@@ -290,6 +290,9 @@ class Thresholds(Part):
     api_p95_ms: Positive = option(2000, "Largest acceptable p95 of an API request (the sprint's figure).")
     requests_warn: Fraction = option(0.85, "Requested fraction of a node's capacity that warns.")
     requests_fail: Fraction = option(0.95, "Requested fraction of a node's capacity that fails.")
+    volume_seconds: Positive = option(30, "Longest a volume may take to be there (the sprint's figure).")
+    pod_seconds: Positive = option(120, "Longest a pod with a volume may take to run (the sprint's figure).")
+    slower_warn: Positive = option(1.5, "How many times slower than in the run before that warns.")
 
     @model_validator(mode="after")
     def _warn_before_fail(self) -> Thresholds:
@@ -397,6 +400,7 @@ class Images(Part):
         "registry.k8s.io/e2e-test-images/agnhost:2.53", "Image of the pods that probe networks.", min_length=1
     )
     pull_policy: Literal["IfNotPresent", "Always", "Never"] = option("IfNotPresent", "As in a pod.")
+    fio: str | None = option(None, "Image with fio on its path, for step 32; without one no throughput is measured.")
 
 
 class Chart(Part):
@@ -413,12 +417,114 @@ class Chart(Part):
         return self
 
 
+class ClassWish(Part):
+    """A StorageClass of the Proxmox CSI driver. What is left out stays with the driver's default."""
+
+    storage: PveId = Field(description="Proxmox storage that its disks lie on.")
+    name: Label | None = option(None, "Name of the class; default proxmox-<storage>.")
+    fstype: Literal["ext4", "xfs"] = option("ext4", "File system.")
+    format: Literal["raw", "qcow2"] | None = option(None, "Disk format, where disks are files.")
+    cache: Literal["none", "writethrough", "writeback", "directsync", "unsafe"] | None = option(None, "Cache mode.")
+    aio: Literal["native", "threads", "io_uring"] | None = option(None, "How the host does its I/O.")
+    ssd: bool = option(False, "Tell the machine it is an SSD, and discard what is freed.")
+    iothread: bool = option(True, "A thread of its own for each disk.")
+    backup: bool = option(False, "Backups of the machine take the volume along.")
+    iops: Annotated[int, Field(ge=1)] | None = option(None, "Most operations a second.")
+    mbps: Annotated[int, Field(ge=1)] | None = option(None, "Most megabytes a second.")
+    block_size: Literal[1024, 2048, 4096, 65536] | None = option(None, "Block size of mkfs.")
+    inode_size: Literal[128, 256, 512, 1024, 2048] | None = option(None, "Inode size of mkfs.")
+    replicate: bool = option(False, "Replicate between nodes; ZFS only.")
+    replicate_schedule: str | None = option(None, "When to replicate, as in */15.", min_length=1)
+    replicate_zones: tuple[PveId, ...] = option((), "The two nodes to replicate between.")
+    reclaim: Literal["Delete", "Retain"] = option("Delete", "What becomes of the disk when its claim goes.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ClassWish:
+        for name in ("replicate_schedule", "replicate_zones"):
+            if getattr(self, name) and not self.replicate:
+                raise _wrong(f"{name} is given without replicate: true")
+        return self
+
+    @property
+    def class_name(self) -> str:
+        """The name of the class, as Kubernetes allows it."""
+        return self.name or "proxmox-" + re.sub(r"[^a-z0-9-]+", "-", self.storage.lower()).strip("-")
+
+
+class Csi(Part):
+    """The Proxmox CSI driver and the cloud controller beside it (step 32)."""
+
+    namespace: Label = option("csi-proxmox", "Namespace of both.")
+    region: Label | None = option(None, "Region label of the nodes; default the name of the Proxmox cluster.")
+    provider: Literal["auto", "default", "capmox"] = option(
+        "auto", "How a node is told its VM: capmox beside machines that CAPMOX made; auto looks at the nodes."
+    )
+    classes: tuple[ClassWish, ...] | None = option(
+        None, "StorageClasses; default one for each storage that holds images."
+    )
+    root_password: Secret | None = option(
+        None, "Reference to root@pam's password, which snapshots and clones need; without it the driver has a token."
+    )
+    size_gib: Annotated[int, Field(ge=1, le=64)] = option(1, "Size of a test volume, GiB.")
+    parallel: Annotated[int, Field(ge=1, le=20)] = option(4, "Volumes that are asked for at once.")
+    wait_seconds: float = option(300, "Longest wait for one state of a test volume.", gt=0, le=3600)
+    power_off: str | None = option(
+        None, "Kubernetes node whose VM may be switched off with a volume attached; none unless named.", min_length=1
+    )
+
+    @model_validator(mode="after")
+    def _once_each(self) -> Csi:
+        names = [wish.class_name for wish in self.classes or ()]
+        for name in names:
+            if names.count(name) > 1:
+                raise _wrong(f"two classes are called {name}", "give each a name of its own")
+        return self
+
+
 class Budget(Part):
     """The most a run may take at once; a larger plan is refused before anything is sent."""
 
     vms: Count = option(2, "Virtual machines.")
     gib: float = option(64, "Disk, GiB.", ge=0)
     minutes: float = option(30, "Time of one plan.", ge=0)
+
+
+class Machines(Part):
+    """The cluster of machines that step 24 makes, changes and takes away again."""
+
+    count: int = option(3, "Machines at most: the step scales from one to so many and back.", ge=1, le=50)
+    cores: int = option(2, "Cores of a machine.", ge=1, le=512)
+    memory_mib: int = option(4096, "Memory of a machine, MiB; a multiple of 8.", ge=1024, multiple_of=8)
+    disk_gib: int = option(20, "Boot disk of a machine, GiB; not smaller than the template's.", ge=5)
+    template_tags: tuple[str, ...] = option((), "Tags of the template, instead of names.template_vmid.")
+    full_clone: bool = option(True, "false clones linked, where the storage can.")
+    bootstrap: Literal["kubeadm", "talos"] = option("kubeadm", "What the machines join with.")
+    control_plane: Literal["kamaji", "kubeadm"] = option("kamaji", "Where the control plane runs: in pods, on machines.")
+    kubernetes_version: str | None = option(
+        None, "Version of the new cluster; default the management cluster's.", pattern=r"^v\d+\.\d+\.\d+$"
+    )
+    namespace: Label | None = option(None, "Namespace that is there already; default one of the run's own.")
+    credentials: Label | None = option(None, "Secret for CAPMOX in that namespace; default the manager's own.")
+    datastore: str | None = option(None, "Kamaji's DataStore; default the first there is.", min_length=1)
+    prefix: int | None = option(None, "Prefix length of the machines' network; default the bridge's.", ge=1, le=128)
+    gateway: Address | None = option(None, "Gateway of the machines; default the bridge's.")
+    dns_servers: tuple[Address, ...] = option((), "Name servers of the machines; default the gateway.")
+    pods: Cidr = option("10.243.0.0/16", "Pod network of the new cluster.")
+    services: Cidr = option("10.95.0.0/16", "Service network of the new cluster.")
+    memory_adjustment: int | None = option(
+        None, "Percent of a node's memory that CAPMOX' scheduler promises; 0 looks at no memory.", ge=0, le=10_000
+    )
+    skip_agent: bool = option(False, "true where the template has no guest agent.")
+    unhealthy_seconds: int = option(120, "How long a Node may be silent before it is replaced.", ge=10)
+    wait_minutes: float = option(20, "Longest wait for one stage of the life cycle.", gt=0, le=240)
+    vm_seconds: Positive = option(300, "Longest acceptable time from the order to a running VM.")
+    clone_samples: int = option(3, "Clones of each kind that are timed; 0 leaves them out.", ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Machines:
+        if self.credentials and not self.namespace:
+            raise _wrong("credentials is given without namespace", "CAPMOX' Secret lies beside the ProxmoxCluster")
+        return self
 
 
 class Benchmarks(Part):
@@ -443,12 +549,14 @@ class Site(Part):
     thresholds: Thresholds = option(Thresholds(), "Where findings turn to warn and to fail.")
     names: Names = option(Names(), "Names the runbook uses and gives.")
     networks: Networks = option(Networks(), "Ranges of addresses.")
+    machines: Machines = option(Machines(), "The cluster that step 24 makes and takes away again.")
     images: Images = option(Images(), "Which images test pods use.")
     charts: Mapping[Label, Chart] = option({}, "Chart sources by component, where not the usual ones.")
     changes: Literal["forbid", "ask", "allow"] = option(
         "forbid", "Whether the runbook may change anything: never, after `runbook approve`, or by itself."
     )
     budget: Budget = option(Budget(), "The most a run may take.")
+    csi: Csi = option(Csi(), "The storage driver and what is tried with it.")
     benchmarks: Benchmarks = option(Benchmarks(), "How much the benchmarks measure.")
 
     @model_validator(mode="after")
