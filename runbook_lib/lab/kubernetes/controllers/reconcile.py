@@ -129,8 +129,10 @@ class _Queue:
         task = self._later[key] = asyncio.get_running_loop().create_task(wait())
 
     def close(self) -> None:
-        for timer in (*self._later.values(), *self._soon.values()):
+        for timer in self._later.values():
             timer.cancel()
+        for handle in self._soon.values():
+            handle.cancel()
 
 
 async def _serve(context: Context, cache: Cache, work: Work, queue: _Queue) -> None:
