@@ -11,6 +11,7 @@ else, whatever the journal of a killed process may believe.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from runbook_lib import bridges
-from runbook_lib.errors import ApiError, BadAnswer, Conflict, NotFound, UnfinishedChange, WaitTimeout
+from runbook_lib.errors import ApiError, BadAnswer, Conflict, NotFound, TaskFailed, UnfinishedChange, WaitTimeout
 from runbook_lib.model import Change
 from runbook_lib.plan import MARK, Marked, Search, mark
 
@@ -32,10 +33,15 @@ KIND_LABEL = "runbook.cozystack.io/kind"  # "borrow" | "install"
 BORROWED = "borrowed"
 """The word beside the run's mark that tells a borrowed thing from an installed one, should the journal be lost."""
 
+LOSING_TRIES = 8
+
 GONE_SECONDS = 120.0
 """How long an undone thing may take to disappear."""
 
 _MARK = re.compile(MARK + r"(\d{8}t\d{6}z-[0-9a-f]{4})", re.IGNORECASE)
+_MARK_OF_SPACE = re.compile(r"-(\d{8}t\d{6}z-[0-9a-f]{4})$")
+MOST_OUTPUT = 20_000
+"""Of what a command in a pod says, the end is kept."""
 
 
 class ProxmoxExecutor:
@@ -68,6 +74,8 @@ class ProxmoxExecutor:
     def _taken_back(self, undo: Mapping[str, Any], change: Change) -> str:
         if "bridge" in undo:
             return self._bridge_taken_back(undo["bridge"], change)
+        if "guest" in undo:
+            self._power_off(undo, change)
         look = undo.get("look")
         if look is None:
             self._request(change, undo)
@@ -87,6 +95,53 @@ class ProxmoxExecutor:
         return bridges.take_back(
             self._connect(), bridge, send, sleep=self._sleep, clock=self._clock, patience=GONE_SECONDS
         )
+
+    def _power_off(self, undo: Mapping[str, Any], change: Change) -> None:
+        """Nothing; the guest, if it is ours, is off, and its bootstrap image with the join token is gone."""
+        row = self._settled(undo["look"], change)[1]
+        if row is None:
+            return
+        node, vmid = undo["guest"]["node"], undo["guest"]["vmid"]
+        if row.get("status") == "running":
+            self._request(change, {"method": "POST", "path": f"/nodes/{node}/qemu/{vmid}/status/stop"})
+        for storage in self._connect().get(f"/nodes/{node}/storage", content="iso", enabled=1) or []:
+            path = f"/nodes/{node}/storage/{storage['storage']}/content"
+            if not storage.get("active", 1):
+                continue
+            for volume in self._connect().get(path, content="iso") or []:
+                if str(volume["volid"]).endswith(f":iso/user-data-{vmid}.iso"):
+                    self._request(change, {"method": "DELETE", "path": _filled(f"{path}/{{volid}}", volume)})
+
+    def _lose(self, change: Change, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Which VM was destroyed: the one with the lowest number of those whose name begins so.
+
+        Whoever watches over it may start it again between the stop and the end, so it is tried a few times.
+        """
+        pve = self._connect()
+        rows = [
+            (int(row["vmid"]), str(node["node"]), str(row["name"]))
+            for node in pve.get("/nodes")
+            if node.get("status") != "offline"
+            for row in pve.get(f"/nodes/{node['node']}/qemu") or []
+            if str(row.get("name") or "").startswith(given["name"]) and not row.get("template")
+        ]
+        if not rows:
+            raise NotFound(f"{change.action} {change.target}", f"no VM has a name that begins with {given['name']}")
+        vmid, node, name = min(rows)
+        path = f"/nodes/{node}/qemu/{vmid}"
+        for attempt in range(1, LOSING_TRIES + 1):
+            try:
+                if (pve.get(f"{path}/status/current") or {}).get("status") == "running":
+                    self._request(change, {"method": "POST", "path": f"{path}/status/stop"})
+                self._request(change, {"method": "DELETE", "path": path, "params": {"purge": 1}})
+                break
+            except NotFound:
+                break  # it went by another hand
+            except (TaskFailed, ApiError):
+                if attempt == LOSING_TRIES:
+                    raise
+                self._sleep(0.2)
+        return {"vmid": vmid, "node": node, "name": name}
 
     def exists(self, change: Change) -> bool:
         """Whether the thing is listed with the run's mark."""
@@ -131,7 +186,11 @@ class ProxmoxExecutor:
             for kind in ("qemu", "lxc"):
                 for row in rows(f"/nodes/{node}/{kind}"):
                     target = f"/nodes/{node}/{kind}/{row['vmid']}"
-                    note(target, row.get("tags"), partial(guest_undo, node, int(row["vmid"]), kind=kind))
+                    if _MARK.search(str(row.get("tags") or "")):
+                        note(target, row.get("tags"), partial(guest_undo, node, int(row["vmid"]), kind=kind))
+                    elif kind == "qemu":  # what others clone for us bears the mark in its name long before its tags
+                        undo = partial(guest_undo, node, int(row["vmid"]), field="name")
+                        note(target, row.get("name"), undo, kept=False)
             for iface, comment in bridges.marked(answer(f"/nodes/{node}/network")):
                 note(f"/nodes/{node}/network/{iface}", comment, partial(bridges.undo, node, iface), kept=False)
             for storage in rows(f"/nodes/{node}/storage", enabled=1):
@@ -150,6 +209,10 @@ class ProxmoxExecutor:
         from runbook_lib.proxmox_verbs import upload, wait_task
 
         pve = self._connect()
+        if "take_back" in request:
+            return {"proof": self._taken_back(request["take_back"], change)}
+        if "lose" in request:
+            return self._lose(change, request["lose"])
         with pve.wire.permit(change.id):
             if "upload" in request:
                 file = request["upload"]
@@ -245,9 +308,17 @@ class KubernetesExecutor:
         undo = change.undo
         if undo is None:
             raise UnfinishedChange(f"take back {change.id} {change.target}", "the plan knows no way back")
+        if "nothing" in undo:
+            return str(undo["nothing"])
         if "delete" not in undo:
             self._request(change, undo)
             return "sent back as it was"
+        proof = self._deleted(undo, change)
+        if claims := undo.get("claims"):
+            proof += f"; {self._without_claims(undo['delete']['metadata']['namespace'], claims, change)}"
+        return proof
+
+    def _deleted(self, undo: Mapping[str, Any], change: Change) -> str:
         path, found = self._look(undo["delete"])
         if found is None:
             return f"GET {path} finds nothing"
@@ -260,8 +331,9 @@ class KubernetesExecutor:
         except Conflict:
             pass  # another object took the name meanwhile; ours is gone
         uid = found["metadata"].get("uid")
+        seconds = float(undo.get("seconds", self._seconds))
         try:
-            kube.wait(path, lambda thing: thing is None or thing["metadata"].get("uid") != uid, self._seconds)
+            kube.wait(path, lambda thing: thing is None or thing["metadata"].get("uid") != uid, seconds)
         except WaitTimeout as error:
             stuck = f"take back {change.id} {change.target}"
             raise UnfinishedChange(stuck, "it is still being deleted; finalizers?", "`runbook sweep`") from error
@@ -290,11 +362,34 @@ class KubernetesExecutor:
                 unseen.append(f"GET {base}/{entry['name']}: {error.came or error}")
                 continue
             things += [_marked_object(api_version, entry["kind"], thing) for thing in found]
+        if kinds is None or ("v1", "PersistentVolumeClaim") in kinds:
+            things += self._volumes_left(run, unseen)
         return Search(tuple(things), tuple(unseen))
+
+    def _volumes_left(self, run: str | None, unseen: list[str]) -> Iterator[Marked]:
+        """Volumes whose claim was in a namespace that bears the mark: the driver makes them, and labels nothing."""
+        try:
+            found = self._connect().list("/api/v1/persistentvolumes")
+        except ApiError as error:
+            unseen.append(f"GET /api/v1/persistentvolumes: {error.came or error}")
+            return
+        for volume in found:
+            claim = volume["spec"].get("claimRef") or {}
+            of = _MARK_OF_SPACE.search(str(claim.get("namespace") or ""))
+            if of and (run is None or of[1] == run.lower()):
+                name, space = volume["metadata"]["name"], claim["namespace"]
+                gone = {"apiVersion": "v1", "kind": "PersistentVolumeClaim"}
+                whole = {**gone, "metadata": {"name": claim["name"], "namespace": space}}
+                undo = {"delete": whole, "claims": [claim["name"]]}
+                yield Marked("kubernetes", f"v1/PersistentVolume/{name}", run or of[1], False, undo)
 
     def _request(self, change: Change, request: Mapping[str, Any]) -> Mapping[str, Any]:
         kube = self._connect()
         with kube.wire.permit(change.id):
+            if "fill" in request:
+                return kube.apply(self._filled(request), force=True)
+            if "exec" in request:
+                return self._run(request["exec"])
             if "manifest" in request:
                 return kube.apply(request["manifest"], force=bool(request.get("force")))
             if "delete" in request:
@@ -305,6 +400,58 @@ class KubernetesExecutor:
                 body=request.get("body"),
                 content_type=request.get("content_type", "application/json"),
             )
+
+    def _filled(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The Secret with its data: each text with the value of its reference, which is nowhere else."""
+        from runbook_lib.secrets import register, resolve
+
+        data = {}
+        for key, part in request["fill"].items():
+            text = part["text"].replace("{secret}", resolve(part["secret"], base=self._root))
+            register(text)
+            data[key] = base64.b64encode(text.encode()).decode()
+        return {**request["manifest"], "data": data}
+
+    def _run(self, command: Mapping[str, Any]) -> Mapping[str, Any]:
+        """How a command in a pod ended, and the end of what it said."""
+        seconds = float(command.get("seconds", 60))
+        try:
+            code, out, err = self._connect().exec(
+                command["namespace"], command["pod"], command["words"], timeout_seconds=seconds
+            )
+        except (ApiError, WaitTimeout) as error:  # a pod that does not run is what the check is about
+            return {"exit": None, "output": "", "error": str(error)}
+        return {"exit": code, "output": out[-MOST_OUTPUT:], "error": err[-MOST_OUTPUT:]}
+
+    def _without_claims(self, namespace: str, names: Iterable[str], change: Change) -> str:
+        """The proof that the claims, their volumes and with them their disks are gone.
+
+        A volume that outlives its claim by its policy is given back to the driver, which then frees the disk.
+        """
+        kube = self._connect()
+        for name in names:
+            path = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}"
+            with kube.wire.permit(change.id):
+                kube.delete(path)
+            self._until_gone(path, change)
+            for volume in kube.list("/api/v1/persistentvolumes"):
+                claim = volume["spec"].get("claimRef") or {}
+                if (claim.get("namespace"), claim.get("name")) != (namespace, name):
+                    continue
+                where = f"/api/v1/persistentvolumes/{volume['metadata']['name']}"
+                if volume["spec"].get("persistentVolumeReclaimPolicy") != "Delete":
+                    body = {"spec": {"persistentVolumeReclaimPolicy": "Delete"}}
+                    with kube.wire.permit(change.id), contextlib.suppress(NotFound):
+                        kube.request("PATCH", where, body=body, content_type="application/merge-patch+json")
+                self._until_gone(where, change)
+        return f"no volume of {', '.join(names)} is left"
+
+    def _until_gone(self, path: str, change: Change) -> None:
+        try:
+            self._connect().wait(path, lambda thing: thing is None, self._seconds)
+        except WaitTimeout as error:
+            stuck = f"take back {change.id} {change.target}"
+            raise UnfinishedChange(stuck, f"{path} is still there; {error}", "`runbook sweep`") from error
 
     def _nobody_elses(self, change: Change) -> None:
         manifest = change.request["manifest"]
@@ -349,10 +496,11 @@ def token_undo(userid: str, token: str, run: str) -> dict[str, Any]:
     return _undo(f"{path}/{token}", path, {"tokenid": token}, "comment", run)
 
 
-def guest_undo(node: str, vmid: int, run: str, *, kind: str = "qemu") -> dict[str, Any]:
-    """The request that destroys a stopped guest which carries the mark."""
+def guest_undo(node: str, vmid: int, run: str, *, kind: str = "qemu", field: str = "tags") -> dict[str, Any]:
+    """The request that destroys a guest which carries the mark in this field; a VM that runs is stopped before."""
     path = f"/nodes/{node}/{kind}"
-    return {**_undo(f"{path}/{vmid}", path, {"vmid": vmid}, "tags", run), "params": {"purge": 1}}
+    undo = {**_undo(f"{path}/{vmid}", path, {"vmid": vmid}, field, run), "params": {"purge": 1}}
+    return {**undo, "guest": {"node": node, "vmid": vmid}} if kind == "qemu" else undo
 
 
 def volume_undo(node: str, storage: str, filename: str, run: str) -> dict[str, Any]:
@@ -435,10 +583,15 @@ def _marked_object(api_version: str, kind: str, thing: Mapping[str, Any]) -> Mar
     whole = {"apiVersion": api_version, "kind": kind, "metadata": thing["metadata"]}
     labels = thing["metadata"]["labels"]
     kept = labels.get(KIND_LABEL) == "install"
-    return Marked("kubernetes", target_of(whole), labels[RUN_LABEL], kept, {"delete": reference(whole)})
+    undo: dict[str, Any] = {"delete": reference(whole)}
+    if kind == "PersistentVolumeClaim":
+        undo["claims"] = [thing["metadata"]["name"]]
+    return Marked("kubernetes", target_of(whole), labels[RUN_LABEL], kept, undo)
 
 
 def _identity(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "exit" in answer:
+        return answer
     metadata = answer.get("metadata") or {}
     return {name: metadata[name] for name in ("name", "namespace", "uid", "resourceVersion") if metadata.get(name)}
 

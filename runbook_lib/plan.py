@@ -262,8 +262,11 @@ def apply(
     *,
     on_change: Callable[[Change, str], None] = lambda change, result: None,
     at: float | None = None,
+    only: str = "",
 ) -> Applied:
     """What was done of the plan. Stops at the first change that fails, with the journal telling how far it came.
+
+    `only` sends the changes of that action; the approval is still of the whole plan.
 
     The intent is on disk before each request, the outcome after it; whatever happens in between, the clean-up knows.
     """
@@ -274,10 +277,11 @@ def apply(
             "plan again and approve what it says now",
         )
     answers: dict[str, Mapping[str, Any]] = {}
-    for change in plan.changes:
+    chosen = part(plan, only)
+    for change in chosen:
         answers[change.id] = _send(change, journal, executors[change.system])
         on_change(change, "ok")
-    return Applied(plan, plan.changes, answers)
+    return Applied(plan, chosen, answers)
 
 
 def _send(change: Change, journal: Journal, executor: Executor) -> Mapping[str, Any]:
@@ -388,6 +392,11 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # an account without a name, as in some containers
         return str(os.getuid())
+
+
+def part(plan: Plan, action: str = "") -> tuple[Change, ...]:
+    """The changes of one action, or all of them."""
+    return tuple(change for change in plan.changes if not action or change.action == action)
 
 
 def borrowed(changes: Iterable[Change]) -> list[Change]:

@@ -499,7 +499,9 @@ class Machines(Part):
     template_tags: tuple[str, ...] = option((), "Tags of the template, instead of names.template_vmid.")
     full_clone: bool = option(True, "false clones linked, where the storage can.")
     bootstrap: Literal["kubeadm", "talos"] = option("kubeadm", "What the machines join with.")
-    control_plane: Literal["kamaji", "kubeadm"] = option("kamaji", "Where the control plane runs: in pods, on machines.")
+    control_plane: Literal["kamaji", "kubeadm"] = option(
+        "kamaji", "Where the control plane runs: in pods, on machines."
+    )
     kubernetes_version: str | None = option(
         None, "Version of the new cluster; default the management cluster's.", pattern=r"^v\d+\.\d+\.\d+$"
     )

@@ -39,8 +39,8 @@ from runbook_lib.model import (
     to_dict,
     worst,
 )
-from runbook_lib.plan import Applied, Approval, Executor, Plan, apply, approve, borrowed, spend
-from runbook_lib.secrets import redact_json
+from runbook_lib.plan import Applied, Approval, Executor, Plan, apply, approve, borrowed, part, spend
+from runbook_lib.secrets import redact, redact_json
 from runbook_lib.sweep import SweepReport, clean_up, executors_for
 
 log = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ class Step:
         self._changes: list[Change] = []
         self._borrowed: set[str] = set()  # ids of changes, those beside borrowed things too
         self._numbers_used = 0
+        self._begun: dict[str, Approval] = {}  # plans that are carried out piece by piece, by digest
         self._result: StepResult | None = None
         self._started, self._clock = now(), time.monotonic()
 
@@ -203,6 +204,19 @@ class Step:
 
         self._display(*figures.bundle(figure, alt or getattr(figure, "alt_text", "") or _title_of(figure)))
 
+    def keep(self, name: str, text: str) -> Path:
+        """The path of a file in the run's `manifests/` that holds the text, for tools that are not ours.
+
+        What is kept there is redacted like everything else, so it holds names and never secrets.
+        """
+        folder = self._run_folder() / "manifests"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        path = folder / f"{self.step}-{name}"
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(redact(text))
+        return path
+
     # --- changes ---------------------------------------------------------------------------------
 
     @property
@@ -225,35 +239,59 @@ class Step:
             self._display(shown.sentence(f"In the way: {problem}", css="rb-note rb-fail"))
         return planned
 
-    def apply(self, plan: Plan | Iterable[Change], *, approved: str = "") -> Applied:
+    def apply(
+        self,
+        plan: Plan | Iterable[Change],
+        *,
+        approved: str = "",
+        only: str = "",
+        observe: Callable[[Change], None] | None = None,
+    ) -> Applied:
         """What was done of the plan, displayed. Where the site forbids changes this is a `skip`, and nothing is sent.
 
+        `only` sends the changes of one action, for a plan that is carried out piece by piece: it is approved once, as
+        a whole, and what was begun in time may be brought to its end.
+
         `approved` is the plan's digest (12 characters or more) as typed by a person who has read it.
+        `observe` is called after each change that was made, to look at what came of it before the next is sent.
+
         Raises ApprovalNeeded, BudgetExceeded, and whatever a refused request raises.
         """
         planned = plan if isinstance(plan, Plan) else self.plan(plan)
+        approval = self._begun.get(planned.digest)
         try:
-            approval = self._approval(planned, approved)
+            approval = approval or self._approval(planned, approved)
         except ReadOnly as refusal:
             return self._refused(planned, refusal)
-        if not planned.changes:
+        if not part(planned, only):
             return Applied(planned)
-        self._numbers_used += len(planned.changes)
+        if planned.digest not in self._begun:
+            self._numbers_used += len(planned.changes)
         if borrowed(planned.changes):
             self._borrowed |= {change.id for change in planned.changes}
             _clean_up_at_exit(self)
         done: list[Change] = []
+
+        def noted(change: Change, _: str) -> None:
+            done.append(change)
+            if observe is not None:
+                observe(change)
+
         try:
             applied = apply(
                 planned,
                 approval,
                 self.journal,
                 self.executors,
-                on_change=lambda change, result: done.append(change),
+                on_change=noted,
+                at=approval.given if only and planned.digest in self._begun else None,
+                only=only,
             )
         finally:
             self._changes += done
             self._result = None
+            if only:
+                self._begun[planned.digest] = approval
         spend(self._outputs() / "approvals", planned.digest)
         self._display(shown.sentence(f"{len(done)} of {len(planned.changes)} changes made and journalled."))
         return applied

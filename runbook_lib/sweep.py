@@ -193,7 +193,7 @@ def _undo_strays(strays: Iterable[Marked], executors: Mapping[str, Executor]) ->
     undone: list[Undone] = []
     failed: list[NotUndone] = []
     # A namespace goes after what is in it, a user after the tokens: the longer path first.
-    for thing in sorted(strays, key=lambda thing: len(thing.target), reverse=True):
+    for thing in sorted(strays, key=_turn):
         change = Change("stray", thing.system, "create", thing.target, "found by its mark", undo=thing.undo)
         try:
             proof = executors[thing.system].undo(change)
@@ -202,6 +202,18 @@ def _undo_strays(strays: Iterable[Marked], executors: Mapping[str, Executor]) ->
             continue
         undone.append(Undone("", thing.system, thing.target, proof, thing.run))
     return undone, failed
+
+
+LEADERS = ("MachineHealthCheck", "MachineDeployment", "Machine", "Cluster",
+           "StatefulSet", "Pod", "VolumeSnapshot")  # fmt: skip
+"""Kinds that go before all others, in this order: what they refer to goes with them, and cannot go before them."""
+
+
+def _turn(thing: Marked) -> tuple[int, int]:
+    parts = thing.target.split("/")
+    leader = next((number for number, kind in enumerate(LEADERS) if kind in parts), len(LEADERS))
+    late = len(LEADERS) + 1 if thing.system == "proxmox" else leader  # their controllers take their VMs along
+    return (late, -len(thing.target))
 
 
 def _look(

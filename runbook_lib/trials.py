@@ -247,7 +247,7 @@ def storage_timings(exchanges: Iterable[Any], *applied: Applied) -> list[Measure
         change = changes.get(exchange.change)
         if change is None or exchange.method == "GET" or not 200 <= exchange.status < 300:
             continue
-        for name, unit, value in _readings(change, exchange, _until(seen, index)):
+        for name, unit, value in _readings(change, exchange, until_ended(seen, index)):
             values.setdefault((name, unit, _place(change)), []).append(value)
     return [Measurement(name, unit, tuple(found), subject=place) for (name, unit, place), found in values.items()]
 
@@ -264,7 +264,7 @@ def _readings(change: Change, exchange: Any, seconds: float) -> Iterator[tuple[s
         yield ("remove a file" if change.action == "upload" else "free a volume"), "ms", seconds * 1000
 
 
-def _until(seen: Sequence[Any], index: int) -> float:
+def until_ended(seen: Sequence[Any], index: int) -> float:
     """Seconds from the begin of a request to its answer, or to the last look at its task that follows."""
     begun, ended = _moment(seen[index]), _moment(seen[index]) + seen[index].seconds
     for later in seen[index + 1 :]:
