@@ -19,6 +19,7 @@ Object = dict[str, Any]
 SPACE, NAME, VERSION = "tenant-root", "demo", "v1.34.3"
 PROVIDERS = "/apis/operator.cluster.x-k8s.io/v1alpha2/namespaces"
 INFRA = "infrastructure.cluster.x-k8s.io"
+RELEASES = "/apis/helm.toolkit.fluxcd.io/v2/namespaces"
 USER, TOKEN, ROLE = "capmox@pve", "lab", "Capmox"
 PRIVILEGES = (
     "Datastore.Allocate", "Datastore.AllocateSpace", "Datastore.AllocateTemplate", "Datastore.Audit", "SDN.Use",
@@ -204,6 +205,7 @@ class Site:
             "infrastructureRef": self.refer(infra, "ProxmoxCluster", NAME),
             "controlPlaneRef": self.refer(plane, "KamajiControlPlane", NAME),
         })  # fmt: skip
+        self.network()
         network: Object = {"default": {"bridge": "vmbr0", "model": "virtio"}}
         if self.era is NEW:
             network = {"networkDevices": [{"name": "net0", "bridge": "vmbr0", "defaultIPv4": True}]}
@@ -225,6 +227,20 @@ class Site:
         }  # fmt: skip
         self.create(self.core("machinedeployments"), "MachineDeployment", f"{NAME}-md", {
             "clusterName": NAME, "replicas": replicas, "selector": {"matchLabels": {}}, "template": {"spec": inner},
+        })  # fmt: skip
+
+    def network(self) -> None:
+        """Nothing; Cilium is to be installed in the tenant as CozyStack does, or its nodes stay NotReady."""
+        self.release("cilium", "cozy-cilium", install={"createNamespace": True, "disableWait": True})
+
+    def release(self, chart: str, space: str, **spec: Any) -> None:
+        """Nothing; Flux is to install that chart of CozyStack's application Kubernetes in the tenant."""
+        artifact = f"cozystack-kubernetes-application-kubevirt-kubernetes-{chart}"
+        self.create(f"{RELEASES}/{SPACE}/helmreleases", "HelmRelease", f"{NAME}-{chart}", {
+            "releaseName": chart, "targetNamespace": space, "storageNamespace": space, "interval": "5m",
+            "timeout": "10m", "upgrade": {"remediation": {"retries": -1}},
+            "chartRef": {"kind": "ExternalArtifact", "name": artifact, "namespace": "cozy-system"},
+            "kubeConfig": {"secretRef": {"name": f"{NAME}-admin-kubeconfig", "key": "super-admin.svc"}}, **spec,
         })  # fmt: skip
 
     def scale(self, replicas: int) -> None:
@@ -253,6 +269,11 @@ class Site:
 
     def remove(self) -> None:
         """Nothing; the cluster and what it was made of are gone."""
+        for row in self.items(f"{RELEASES}/{SPACE}/helmreleases"):
+            if (row["spec"].get("kubeConfig") or {}).get("secretRef", {}).get("name") == f"{NAME}-admin-kubeconfig":
+                path = f"{RELEASES}/{SPACE}/helmreleases/{row['metadata']['name']}"
+                self.ask("DELETE", path)
+                self.until("a release's end", lambda path=path: not self.find(path))  # type: ignore[misc]
         self.ask("DELETE", self.core("clusters", NAME))
         self.until("the cluster's end", lambda: not self.find(self.core("clusters", NAME)), said=self.told)
 

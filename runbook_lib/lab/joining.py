@@ -6,7 +6,7 @@ import base64
 import hashlib
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from .kubernetes.controllers import network_plugins
 from .kubernetes.controllers.bootstrap_tokens import signature
 from .kubernetes.controllers.client import Refused
 from .kubernetes.controllers.context import Context
@@ -196,10 +197,8 @@ class Doors:
 # -- what joining does --------------------------------------------------------------------------------
 
 
-async def follow(
-    join: Join, node: Node, url: str, context: Context | None, doors: Doors
-) -> Callable[[], Awaitable[None]]:
-    """What makes the node Ready, once it is one. Raises NotJoined with the reason."""
+async def follow(join: Join, node: Node, url: str, context: Context | None, doors: Doors) -> None:
+    """Returns once the machine is a node, which waits for its network. Raises NotJoined with the reason."""
     base = url or f"https://{join.endpoint}"
     place = f"https://{join.endpoint}"
     if not url and not join.endpoint.startswith(("127.", "localhost")):
@@ -225,18 +224,9 @@ async def follow(
     except Refused as error:
         if error.reason != "AlreadyExists":
             raise NotJoined(f"error execution phase kubelet-start: {error.message}") from error
-    told = status | {"conditions": conditions(False, context.stamp())}
+    # From here on its kubelet speaks for it, and lets it be Ready once a network plugin is there.
+    told = status | {"conditions": conditions(context.stamp())}
     await context.client.patch(f"{path}/status", {"status": told})
-
-    async def ready() -> None:
-        now = await context.client.find(path)
-        if now is None:
-            return
-        await context.client.patch(f"{path}/status", {"status": {"conditions": conditions(True, context.stamp())}})
-        taints = [row for row in (now["spec"].get("taints") or ()) if row["key"] != NOT_READY["key"]]
-        await context.client.patch(path, {"spec": {"taints": taints or None}})
-
-    return ready
 
 
 async def _discover(join: Join, base: str, place: str, doors: Doors) -> None:
@@ -289,22 +279,15 @@ def _authority(join: Join, info: Json) -> str:
     return pem.decode()
 
 
-def conditions(ready: bool, now: str) -> list[Json]:
-    """A node's conditions while its network comes up, and after."""
+def conditions(now: str) -> list[Json]:
+    """A node's conditions while no network plugin is there."""
     rows = [
         ("MemoryPressure", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
         ("DiskPressure", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
         ("PIDPressure", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
     ]
     found = [(kind, "False", reason, text) for kind, reason, text in rows]
-    if ready:
-        found.append(("Ready", "True", "KubeletReady", "kubelet is posting ready status"))
-    else:
-        text = (
-            "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady "
-            "message:Network plugin returns error: cni plugin not initialized"
-        )
-        found.append(("Ready", "False", "KubeletNotReady", text))
+    found.append(("Ready", "False", "KubeletNotReady", network_plugins.MESSAGE))
     return [
         {"type": kind, "status": status, "reason": reason, "message": text, "lastHeartbeatTime": now,
          "lastTransitionTime": now}

@@ -167,7 +167,7 @@ class Machines:
         node = self._node(guest, join, meta)
         try:
             home = self.homes.get(join.endpoint)
-            ready = await follow(join, node, home.url if home else "", home.context if home else None, self._doors)
+            await follow(join, node, home.url if home else "", home.context if home else None, self._doors)
         except NotJoined as error:
             self._finish(guest, "error", str(error), join)
             return
@@ -175,8 +175,6 @@ class Machines:
         self._finish(guest, "done", "", join)
         if home is not None:
             _drive(home, node.name, alive=True)
-        await self._sleep(KUBELET_SECONDS)
-        await ready()
 
     def _finish(self, guest: GuestState, status: str, error: str, join: Join | None = None) -> None:
         """Nothing; cloud-init has ended so."""

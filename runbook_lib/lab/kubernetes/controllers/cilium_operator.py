@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .client import Key, Object
-from .context import Context
+from ..charts.tenant_cluster import definitions
+from .client import Key, Object, Refused
+from .context import DEFINITIONS, Context
 from .processes import Process, Program
 from .reconcile import reconcile
 
@@ -40,8 +41,25 @@ def taints(node: Object, ready: bool | None) -> list[Object]:
     ]  # fmt: skip
 
 
+async def define(context: Context, process: Process) -> None:
+    """Returns once Cilium's kinds are defined; those that are there stay as they are."""
+    known = context.cache(DEFINITIONS)
+    await known.synced.wait()
+    for item in definitions():
+        name = item["metadata"]["name"]
+        if known.get("", name) is not None:
+            continue
+        process.write(f'level=info msg="Creating CRD (CustomResourceDefinition)..." name={name} subsys=k8s')
+        try:
+            await context.client.create(DEFINITIONS, item)
+        except Refused as error:
+            if error.code != 409:
+                raise
+
+
 async def run(context: Context, process: Process) -> None:
     """Works until cancelled."""
+    await define(context, process)
 
     async def work(key: Key, node: Object | None) -> float | None:
         if node is None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 import yaml
 
 from ..charts import book
@@ -17,6 +18,7 @@ from .client import Cache, Key, Object, Refused
 from .context import Context
 from .flux_sources import GROUP as SOURCES
 from .flux_sources import REQUESTED, digest, handled, line
+from .flux_targets import SECRETS, Target, Targets, Unknown
 from .installing import (
     NoMatch,
     Pace,
@@ -40,6 +42,10 @@ COMPONENT = "helm-controller"
 DEPENDENCY, TIMEOUT, RETRY, CLEANING = 30.0, 300.0, 15.0, 5.0  # lab seconds
 LEAST = 4.0  # real seconds that a release may take to become ready, however fast the lab's time runs
 WORKLOADS = {"Deployment": "deployments", "StatefulSet": "statefulsets", "DaemonSet": "daemonsets"}
+
+
+WAITING = frozenset({"SourceNotReady", "ArtifactFailed", "ValuesError", "RESTClientError", "StateError"})
+"""Reasons of a release that something outside it can heal."""
 
 
 class NotReady(Exception):
@@ -124,7 +130,7 @@ class Helm:
 
     context: Context
     process: Process
-    places: Places
+    targets: Targets
     releases: Cache
     charts: Cache
     artifacts: Cache
@@ -178,6 +184,9 @@ class Helm:
         except NotReady as missing:
             await self.unready(key, item, missing)
             return self.pace.again(key, RETRY)
+        except Unknown as unknown:
+            await self.unready(key, item, NotReady(unknown.reason, unknown.message, event=True))
+            return self.pace.again(key, RETRY)
 
     def again(self, key: Key, item: Object, first: bool) -> bool:
         """Whether a release that was worked on is to be looked at again."""
@@ -193,7 +202,7 @@ class Helm:
             return not any(unready(row) for row in self.mine(*key))
         if any(unready(row) for row in self.mine(*key)):
             self.troubled.add(key)
-        return ready.get("reason") in {"SourceNotReady", "ArtifactFailed", "ValuesError"} or not ready
+        return ready.get("reason") in WAITING or not ready
 
     # -- what the release is made of
 
@@ -260,7 +269,7 @@ class Helm:
         if chart is None:
             return Loaded(None, str(history[0]["chartName"]), str(history[0]["chartVersion"]))
         version = f"{next(iter(chart.versions))}+{digest(revision or name)[7:19]}"
-        return Loaded(chart, chart.name, version)
+        return Loaded(chart, chart.title or chart.name, version)
 
     async def chart_object(self, key: Key, item: Object) -> None:
         """Nothing; the HelmChart that the release's template asks for is there."""
@@ -319,6 +328,7 @@ class Helm:
         loaded = await self.load(key, item)
         values = await self.values(item)
         self.revisions[key] = self.revision_now(item)
+        target = await self.targets.of(item)
         status, generation = item.get("status") or {}, item["metadata"].get("generation", 1)
         config = digest(json.dumps(values, sort_keys=True))
         history = list(status.get("history") or ())
@@ -351,11 +361,17 @@ class Helm:
             "storageNamespace": item["spec"].get("storageNamespace") or key[0],
         }  # fmt: skip
         item = {**item, **await self.status(key, attempted)}
-        why, items = await self.act(key, item, loaded, values, timeout, wait=not settings.get("disableWait"))
+        wait = not settings.get("disableWait")
+        try:
+            why, items = await self.act(target, key, item, loaded, values, timeout, wait=wait)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if not target.far:
+                raise
+            why, items = f"Kubernetes cluster unreachable: {error}", None
         number = max([row["version"] for row in history], default=0) + 1
         snapshot = self.snapshot(item, loaded, config, items, number, "failed" if why else "deployed", latest)
         if items is not None or latest is not None:
-            await self.store(item, loaded, snapshot, items or [], values)
+            await self.store(target, item, loaded, snapshot, items or [], values)
         history = snapshots(history, snapshot)
         if why:
             return await self.failed(key, item, action, loaded, why, history, failures + 1, retries)
@@ -363,14 +379,14 @@ class Helm:
         return None
 
     async def act(
-        self, key: Key, item: Object, loaded: Loaded, values: Object, timeout: float, *, wait: bool
+        self, target: Target, key: Key, item: Object, loaded: Loaded, values: Object, timeout: float, *, wait: bool
     ) -> tuple[str, list[Object] | None]:
         """Why the action failed (empty: it did not), and what it put in place (None: nothing was stored)."""
         namespace, name = name_of(item)
         if item["spec"].get("install", {}).get("createNamespace"):
             body: Object = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
-            await self.context.client.apply(f"/api/v1/namespaces/{namespace}", body, manager=COMPONENT)
-        space = await self.context.client.find(f"/api/v1/namespaces/{namespace}")
+            await target.client.apply(f"/api/v1/namespaces/{namespace}", body, manager=COMPONENT)
+        space = await target.client.find(f"/api/v1/namespaces/{namespace}")
         if space is None:
             return f'create: failed to create: namespaces "{namespace}" not found', None
         if loaded.chart is None:
@@ -386,11 +402,11 @@ class Helm:
             thing["metadata"].setdefault("labels", {}).update(
                 {"helm.toolkit.fluxcd.io/name": key[1], "helm.toolkit.fluxcd.io/namespace": key[0]}
             )
-            if await self.places.namespaced(thing):
+            if await target.places.namespaced(thing):
                 thing["metadata"].setdefault("namespace", namespace)
-        before = await self.stored(item)
+        before = await self.stored(target, item)
         try:
-            made = await put(self.places, items, manager=COMPONENT, namespace=namespace)
+            made = await put(target.places, items, manager=COMPONENT, namespace=namespace)
         except NoMatch as missing:
             head = f'resource mapping not found for name: "{name}" namespace: "{namespace}" from "": '
             words = f"unable to build kubernetes objects from release manifest: {head}{missing}"
@@ -402,14 +418,16 @@ class Helm:
             row for row in before
             if (row["kind"], row["metadata"].get("namespace"), row["metadata"]["name"]) not in kept
         ]  # fmt: skip
-        await take_away(self.places, gone, namespace=namespace)
+        await take_away(target.places, gone, namespace=namespace)
         waited = [thing for thing in made if thing.get("kind") in WORKLOADS] if wait else []
-        if waited and not await self.become_ready(waited, timeout):
+        if waited and not await self.become_ready(target, waited, timeout):
             return "context deadline exceeded", items
         return "", items
 
-    async def become_ready(self, items: list[Object], timeout: float) -> bool:
+    async def become_ready(self, target: Target, items: list[Object], timeout: float) -> bool:
         """Whether the workloads had all they want before the time was over."""
+        if target.far:
+            return await self.become_ready_far(target, items, timeout)
 
         def done() -> bool:
             for item in items:
@@ -433,6 +451,27 @@ class Helm:
         finally:
             limit.cancel()
         return True
+
+    async def become_ready_far(self, target: Target, items: list[Object], timeout: float) -> bool:
+        """The same of another cluster, whose workloads nobody watches for us."""
+
+        async def done() -> bool:
+            found = [(item["kind"], await target.now(item)) for item in items]
+            return all(now is not None and not unready({"kind": kind, **now}) for kind, now in found)
+
+        async def end() -> None:
+            await asyncio.gather(self.context.clock.sleep(timeout), asyncio.sleep(LEAST))
+
+        seeking, over = asyncio.create_task(target.until(done)), asyncio.create_task(end())
+        try:
+            await asyncio.wait([seeking, over], return_when=asyncio.FIRST_COMPLETED)
+            if not seeking.done():
+                return False
+            await seeking  # a cluster that does not answer any more is told to the caller
+            return True
+        finally:
+            seeking.cancel()
+            over.cancel()
 
     def snapshot(
         self, item: Object, loaded: Loaded, config: str, items: list[Object] | None, number: int, state: str,
@@ -539,16 +578,17 @@ class Helm:
         """Conditions and history after a rollback, or an uninstallation."""
         generation, before = item["metadata"].get("generation", 1), history[1:2]
         if action == "upgrade" and before and settings.get("strategy", "rollback") == "rollback":
-            target, failed = before[0], history[0]
-            objects = await self.stored(item, target["version"])
-            await put(self.places, objects, manager=COMPONENT, namespace=target["namespace"])
-            chart = f"{target['chartName']}@{target['chartVersion']}"
-            words = f"Helm rollback to previous release {full(target)} with chart {chart} succeeded"
-            made = {**target, "version": failed["version"] + 1, "status": "deployed", "lastDeployed": at}
-            history, reason = [made, failed, {**target, "status": "superseded"}], "RollbackSucceeded"
+            good, failed = before[0], history[0]
+            target = await self.targets.of(item)
+            objects = await self.stored(target, item, good["version"])
+            await put(target.places, objects, manager=COMPONENT, namespace=good["namespace"])
+            chart = f"{good['chartName']}@{good['chartVersion']}"
+            words = f"Helm rollback to previous release {full(good)} with chart {chart} succeeded"
+            made = {**good, "version": failed["version"] + 1, "status": "deployed", "lastDeployed": at}
+            history, reason = [made, failed, {**good, "status": "superseded"}], "RollbackSucceeded"
         else:
             latest = history[0]
-            await self.uninstall(item)
+            await self.uninstall(await self.targets.of(item), item)
             chart = f"{latest['chartName']}@{latest['chartVersion']}"
             words = f"Helm uninstall remediation for release {full(latest)} with chart {chart} succeeded"
             history, reason = [], "UninstallSucceeded"
@@ -586,7 +626,9 @@ class Helm:
 
     # -- Helm's storage
 
-    async def store(self, item: Object, loaded: Loaded, latest: Object, items: list[Object], values: Object) -> None:
+    async def store(
+        self, target: Target, item: Object, loaded: Loaded, latest: Object, items: list[Object], values: Object
+    ) -> None:
         """Nothing; Helm's Secret of the release is there, as `helm list` reads it."""
         space = item["spec"].get("storageNamespace") or item["metadata"]["namespace"]
         manifest = "---\n".join(yaml.safe_dump(thing, sort_keys=False) for thing in items)
@@ -610,24 +652,22 @@ class Helm:
             "metadata": {"name": name, "namespace": space, "labels": labels},
             "data": {"release": base64.b64encode(packed).decode()},
         }  # fmt: skip
-        await self.context.client.apply(f"/api/v1/namespaces/{space}/secrets/{name}", secret, manager=COMPONENT)
-        for old in await self.secrets_of(item):
+        await target.client.apply(f"/api/v1/namespaces/{space}/secrets/{name}", secret, manager=COMPONENT)
+        for old in await self.secrets_of(target, item):
             state = old["metadata"]["labels"].get("status")
             if old["metadata"]["name"] != name and state == "deployed" and latest["status"] == "deployed":
                 path = f"/api/v1/namespaces/{space}/secrets/{old['metadata']['name']}"
-                await self.context.client.patch(path, {"metadata": {"labels": {"status": "superseded"}}})
+                await target.client.patch(path, {"metadata": {"labels": {"status": "superseded"}}})
 
-    async def secrets_of(self, item: Object) -> list[Object]:
+    async def secrets_of(self, target: Target, item: Object) -> list[Object]:
         """Helm's Secrets of the release."""
         space = item["spec"].get("storageNamespace") or item["metadata"]["namespace"]
         selector = f"owner=helm,name={name_of(item)[1]}"
-        return list(
-            (await self.context.client.list(f"/api/v1/namespaces/{space}/secrets", labelSelector=selector))["items"]
-        )
+        return list((await target.client.list(f"/api/v1/namespaces/{space}/secrets", labelSelector=selector))["items"])
 
-    async def stored(self, item: Object, version: int = 0) -> list[Object]:
+    async def stored(self, target: Target, item: Object, version: int = 0) -> list[Object]:
         """The objects that a version of the release put in place; of the newest when none is named."""
-        secrets = await self.secrets_of(item)
+        secrets = await self.secrets_of(target, item)
         rows = {int(row["metadata"]["labels"]["version"]): row for row in secrets}
         wanted = rows.get(version or max(rows, default=0))
         if wanted is None:
@@ -636,14 +676,15 @@ class Helm:
         manifest = json.loads(gzip.decompress(packed))["manifest"]
         return [thing for thing in yaml.safe_load_all(manifest) if thing]
 
-    async def uninstall(self, item: Object) -> None:
+    async def uninstall(self, target: Target, item: Object) -> None:
         """Nothing; what the release put in place is on its way out, and so is Helm's memory of it."""
         namespace, _ = name_of(item)
         meta = item["metadata"]
-        objects = await self.stored(item) or self.mine(meta["namespace"], meta["name"])
-        await take_away(self.places, reversed(objects), namespace=namespace)
-        for secret in await self.secrets_of(item):
-            await take_away(self.places, [{**secret, "apiVersion": "v1", "kind": "Secret"}])
+        here = [] if target.far else self.mine(meta["namespace"], meta["name"])
+        objects = await self.stored(target, item) or here
+        await take_away(target.places, reversed(objects), namespace=namespace)
+        for secret in await self.secrets_of(target, item):
+            await take_away(target.places, [{**secret, "apiVersion": "v1", "kind": "Secret"}])
 
     async def clean_tenant(self, item: Object) -> bool:
         """Whether releases remain in the tenant's namespace: its chart's pre-delete hook takes them away first."""
@@ -653,7 +694,7 @@ class Helm:
         for row in inside:
             if not row["metadata"].get("deletionTimestamp"):
                 kind = {"apiVersion": "helm.toolkit.fluxcd.io/v2", "kind": "HelmRelease"}
-                await take_away(self.places, [{**row, **kind}])
+                await take_away(self.targets.home.places, [{**row, **kind}])
         return bool(inside)
 
     async def delete(self, key: Key, item: Object) -> float | None:
@@ -665,7 +706,14 @@ class Helm:
         if not item["spec"].get("suspend"):
             if history and history[0]["chartName"] == "tenant" and await self.clean_tenant(item):
                 return CLEANING
-            await self.uninstall(item)
+            try:
+                await self.uninstall(await self.targets.of(item), item)
+            except Unknown as unknown:
+                if not unknown.missing:  # what is installed there cannot be taken away: the object stays
+                    words = f"failed to uninstall: {unknown.message}"
+                    await self.unready(key, item, NotReady("UninstallFailed", words, event=True))
+                    return self.pace.again(key, RETRY)
+                history = []
             if history:
                 chart = f"{history[0]['chartName']}@{history[0]['chartVersion']}"
                 words = f"Helm uninstall succeeded for release {full(history[0])} with chart {chart}"
@@ -677,7 +725,7 @@ class Helm:
                     "apiVersion": "source.toolkit.fluxcd.io/v1", "kind": "HelmChart",
                     "metadata": {"name": f"{key[0]}-{key[1]}", "namespace": space},
                 }  # fmt: skip
-                await take_away(self.places, [chart_object])
+                await take_away(self.targets.home.places, [chart_object])
         rest = [name for name in names if name != FINALIZER]
         try:
             await self.context.client.patch(self.path(key), {"metadata": {"finalizers": rest or None}})
@@ -714,7 +762,8 @@ async def run(context: Context, process: Process) -> None:
     charts, images = context.cache(f"{SOURCES}/helmcharts"), context.cache(f"{SOURCES}/ocirepositories")
     artifacts = context.cache(f"{SOURCES}/externalartifacts")
     workloads = {kind: context.cache(f"/apis/apps/v1/{plural}") for kind, plural in WORKLOADS.items()}
-    helm = Helm(context, process, Places(context.client), releases, charts, artifacts, images, workloads)
+    targets = Targets(context, Target(context.client, Places(context.client)))
+    helm = Helm(context, process, targets, releases, charts, artifacts, images, workloads)
 
     def dependents(item: Object) -> list[Key]:
         own = (item["metadata"]["namespace"], item["metadata"]["name"])
@@ -740,9 +789,23 @@ async def run(context: Context, process: Process) -> None:
         key = (labels.get("helm.toolkit.fluxcd.io/namespace", ""), labels.get("helm.toolkit.fluxcd.io/name", ""))
         return [key] if key in releases.items and not is_true(releases.items[key]) else []
 
+    def of_secret(item: Object) -> list[Key]:
+        name, space = item["metadata"]["name"], item["metadata"]["namespace"]
+        if "kubeconfig" not in name:
+            return []
+        return [
+            key for key, row in releases.items.items()
+            if key[0] == space and ((row["spec"].get("kubeConfig") or {}).get("secretRef") or {}).get("name") == name
+            and not is_true(row)
+        ]  # fmt: skip
+
     also = [(releases, dependents), *((cache, of_source) for cache in (charts, images, artifacts))]
     also += [(cache, of_workload) for cache in workloads.values()]
-    await reconcile(context, releases, helm.work, also=also, workers=8)
+    also += [(context.cache(SECRETS), of_secret)]
+    try:
+        await reconcile(context, releases, helm.work, also=also, workers=8)
+    finally:
+        await targets.close()
 
 
 PROGRAMS = (Program("helm-controller", run),)

@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 
+from . import network_plugins
 from .client import MERGE, STRATEGIC, Object, Refused
 from .context import Context
 
@@ -36,19 +37,24 @@ def is_ailing(node: Object) -> bool:
     )
 
 
-def conditions(node: Object, now: str, pressure: str, *, ailing: bool = False) -> list[Object]:
-    """What the kubelet of a running machine says of its node; the time of a condition that did not change stays."""
+def conditions(node: Object, now: str, pressure: str, *, ailing: bool = False, plugged: bool = True) -> list[Object]:
+    """What the kubelet of a running machine says of its node; the time of a condition that did not change stays.
+
+    A node that is not `plugged` has no network plugin yet.
+    """
     held = {entry["type"]: entry for entry in node.get("status", {}).get("conditions") or ()}
     rows = []
     for kind, (good_reason, good, bad_reason, bad) in _CONDITIONS.items():
         pressed = PRESSURE.get(pressure) == kind
-        wanted = str((kind == "Ready") is not pressed)
+        missing = kind == "Ready" and not plugged
+        wanted = str((kind == "Ready") is not pressed and not missing)
         before = held.get(kind, {})
         if before.get("status") == wanted or (before and ailing):
             wanted = before["status"]
             rows.append({"type": kind, "status": wanted, "lastHeartbeatTime": now})
             continue
-        reason, words = (bad_reason, bad) if pressed else (good_reason, good)
+        reason, words = (bad_reason, bad) if pressed or missing else (good_reason, good)
+        words = network_plugins.MESSAGE if missing else words
         row = {"type": kind, "status": wanted, "reason": reason, "message": words}
         rows.append({**row, "lastHeartbeatTime": now, "lastTransitionTime": now})
     return rows
@@ -79,9 +85,11 @@ async def post_status(context: Context, node: str) -> None:
     item = context.nodes.items.get(("", node))
     if item is None:
         return
+    machines = context.machines
     rows = conditions(
-        item, context.stamp(), context.machines.pressure.get(node, ""), ailing=node in context.machines.ailing
-    )
+        item, context.stamp(), machines.pressure.get(node, ""),
+        ailing=node in machines.ailing, plugged=node not in machines.unplugged,
+    )  # fmt: skip
     body = {"status": {"conditions": rows}}
     await context.client.patch(f"/api/v1/nodes/{node}/status", body, content_type=STRATEGIC)
 

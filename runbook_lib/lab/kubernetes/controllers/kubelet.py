@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import afflictions, heartbeats, node_pressure, pod_status, volumes
+from . import afflictions, heartbeats, network_plugins, node_pressure, pod_status, volumes
 from .client import STRATEGIC, Cache, Key, Object, Refused, key_of
 from .container_logs import Logs, seeded
 from .context import Context
@@ -107,6 +107,8 @@ class Kubelets:
         for node in context.nodes.items.values():
             if _is_unknown(node):
                 self._silent.add(node["metadata"]["name"])
+            elif network_plugins.lacks(node) and not self._plugin_on(node["metadata"]["name"]):
+                context.machines.unplugged.add(node["metadata"]["name"])
             elif heartbeats.is_ailing(node):
                 context.machines.ailing.add(node["metadata"]["name"])
         for pod in list(context.pods.items.values()):
@@ -160,6 +162,8 @@ class Kubelets:
             life.update(pod)
         if not self.serves(node):
             return
+        if node in self.context.machines.unplugged and (plugin := network_plugins.brought(pod)):
+            self._plug(node, plugin)
         if "deletionTimestamp" in pod["metadata"]:
             if f"{uid}/ending" not in self._tasks:
                 self._start(f"{uid}/ending", self._end(pod))
@@ -357,8 +361,9 @@ class Kubelets:
         """Where a program of the container runs."""
         context, pod = self.context, self.newest(life.pod)
 
-        async def connects(host: str, port: int, timeout: float) -> Outcome:
-            return connect(await context.view(), context.world, pod, host, port, timeout=timeout)
+        async def connects(host: str, port: int, timeout: float, protocol: str = "TCP") -> Outcome:
+            view = await context.view()
+            return connect(view, context.world, pod, host, port, protocol=protocol, timeout=timeout)
 
         environment = await self.processes.environment(pod, container)
         environment.setdefault("HOSTNAME", pod["metadata"]["name"])
@@ -483,8 +488,31 @@ class Kubelets:
         if kind == "DELETED":
             self._halt(name)
             self._silent.discard(name)
+            self.context.machines.unplugged.discard(name)
         elif kind == "ADDED" and self.serves(name):
+            if network_plugins.lacks(node) and not self._plugin_on(name):
+                self.context.machines.unplugged.add(name)
             self._start(f"{name}/joined", self._wake(name))
+
+    def _plugin_on(self, node: str) -> network_plugins.Plugin | None:
+        return network_plugins.on(self.context.pods.items.values(), node)
+
+    def _plug(self, node: str, plugin: network_plugins.Plugin) -> None:
+        """Nothing; the node has a network from now on: it says so, and pods that waited for it go on."""
+        self.context.machines.unplugged.discard(node)
+        self._start(f"{node}/plugged", self._plugged(node, plugin))
+        for pod in self.pods_on(node):
+            if life := self.lives.get(pod["metadata"]["uid"]):
+                life.poke()
+
+    async def _plugged(self, node: str, plugin: network_plugins.Plugin) -> None:
+        if plugin.reason:
+            now = self.context.stamp()
+            row = {"type": "NetworkUnavailable", "status": "False", "reason": plugin.reason, "message": plugin.says,
+                   "lastHeartbeatTime": now, "lastTransitionTime": now}  # fmt: skip
+            body = {"status": {"conditions": [row]}}
+            await self.context.client.patch(f"/api/v1/nodes/{node}/status", body, content_type=STRATEGIC)
+        await heartbeats.beat(self.context, node, full=True)
 
     def _machine_changed(self, node: str, alive: bool) -> None:
         if not alive:

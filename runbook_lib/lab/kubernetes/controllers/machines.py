@@ -14,7 +14,8 @@ class Machines:
 
     `handlers` are called with (node, alive) when a machine stops or starts. `pressure` maps a node to what it runs
     short of: memory, disk or pids; set it with `press`. `known` are those that someone spoke of; `ailing` those that a
-    scenario left in a bad way, which they stay in until someone speaks of them.
+    scenario left in a bad way, which they stay in until someone speaks of them; `unplugged` those that no network
+    plugin was put on yet.
     """
 
     dead: set[str] = field(default_factory=set)
@@ -22,6 +23,7 @@ class Machines:
     pressure: dict[str, str] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
     ailing: set[str] = field(default_factory=set)
+    unplugged: set[str] = field(default_factory=set)
 
     @classmethod
     def with_faults(cls, faults: Mapping[str, str]) -> Machines:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, cast
 
-from . import images, node_fit, pod_status, probes, volumes
+from . import images, network_plugins, node_fit, pod_status, probes, volumes
 from .client import Object, key_of
 from .network import ready_nodes_of
 from .pod_status import digest
@@ -265,6 +265,7 @@ class PodLife:
     async def _make_sandbox(self) -> None:
         await self.context.clock.sleep(SANDBOX_SECONDS)
         told, pause = "", 15.0
+        await self._network()
         while trouble := self._sandbox_trouble():
             if trouble != told:  # a real kubelet repeats it and the event only counts up
                 told = trouble
@@ -273,6 +274,15 @@ class PodLife:
         self.sandbox = True
         host = self.pod["spec"].get("hostNetwork")
         self.address = self.kubelets.address_of(self.node) if host else self.kubelets.new_address(self.pod)
+
+    async def _network(self) -> None:
+        """Returns once the node has a network, if the pod is to have an address of its own."""
+        told = False
+        while self.node in self.context.machines.unplugged and not self.pod["spec"].get("hostNetwork"):
+            if not told:
+                self.warn("NetworkNotReady", f"network is not ready: {network_plugins.MESSAGE}")
+            told = True
+            await asyncio.gather(self.pause(5.0), asyncio.sleep(0.05))
 
     def _sandbox_trouble(self) -> str:
         """Why no sandbox can be made on that node right now; empty when one can."""
