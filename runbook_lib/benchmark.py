@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from runbook_lib.errors import RunbookError
-from runbook_lib.model import Measurement
+from runbook_lib.model import Measurement, Run
 
 WARM_UP = 3
 
@@ -68,6 +68,40 @@ def under_load(
             client, {f"{path}, {count} at a time": path}, requests=requests, concurrency=count, emulated=emulated
         )
     ]
+
+
+def against_last(measurements: Iterable[Measurement], runs: Iterable[Run], *, this: str = "") -> list[dict[str, Any]]:
+    """Each measurement beside what the newest earlier run has of it: both medians, their ratio, both spreads."""
+    earlier: dict[tuple[str, str], tuple[str, Measurement]] = {}
+    for run in sorted(runs, key=lambda run: run.id):
+        if run.id == this:
+            continue
+        for record in run.steps:
+            for entry in record.result.measurements if record.result else ():
+                if entry.values:
+                    earlier[entry.name, entry.subject] = (run.id, entry)
+    rows = []
+    for entry in measurements:
+        when, before = earlier.get((entry.name, entry.subject), ("", None))
+        now, then = entry.percentile(50), before.percentile(50) if before else None
+        rows.append(
+            {
+                "measurement": entry.name,
+                "n": len(entry.values),
+                "median": now and round(now, 3),
+                "spread": _spread(entry),
+                "unit": entry.unit,
+                "last median": then and round(then, 3),
+                "last spread": _spread(before) if before else "",
+                "ratio": round(now / then, 2) if now and then else None,
+                "last run": when,
+            }
+        )
+    return rows
+
+
+def _spread(entry: Measurement) -> str:
+    return f"{min(entry.values):.3g}–{max(entry.values):.3g}" if entry.values else ""
 
 
 def _measure(

@@ -204,6 +204,8 @@ def _vmid(volume: Volume) -> int | None:
 def _proof(chain: Chain, stage: str) -> str:
     """What shows that the stage was reached, on either side; empty while nothing does."""
     machine, own, vm = chain.machine, chain.proxmox, chain.vm
+    if vm is not None and vm.name != chain.name:
+        vm = None  # its number names somebody else's VM
     if stage == "Machine":
         return f"Machine {machine.phase or 'created'}" if machine else ""
     if stage == "bootstrap data":
@@ -218,7 +220,7 @@ def _proof(chain: Chain, stage: str) -> str:
         given = own is not None and own.bootstrap_provided
         return (vm.iso if vm and vm.iso else "removed again") if given or (vm and vm.iso) else ""
     if stage == "running":
-        return f"status {vm.status}" if vm and chain.runs else ""
+        return f"status {vm.status}" if vm and vm.status == "running" else ""
     if stage == "agent":
         return ", ".join(vm.agent_addresses or ()) or "it answers" if vm and vm.agent_addresses is not None else ""
     if stage == "provisioned":

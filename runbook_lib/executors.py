@@ -72,6 +72,8 @@ class ProxmoxExecutor:
         return proof
 
     def _taken_back(self, undo: Mapping[str, Any], change: Change) -> str:
+        if "nothing" in undo:
+            return str(undo["nothing"])
         if "bridge" in undo:
             return self._bridge_taken_back(undo["bridge"], change)
         if "guest" in undo:
@@ -290,8 +292,8 @@ class ProxmoxExecutor:
 class KubernetesExecutor:
     """Changes of one Kubernetes cluster."""
 
-    def __init__(self, connect: Callable[[], Any], *, seconds: float = GONE_SECONDS) -> None:
-        self._connect, self._seconds = connect, seconds
+    def __init__(self, connect: Callable[[], Any], *, seconds: float = GONE_SECONDS, root: Path | None = None) -> None:
+        self._connect, self._seconds, self._root = connect, seconds, root
 
     def send(self, change: Change) -> Mapping[str, Any]:
         """The object's identity as the server made it, or the answer of another request.

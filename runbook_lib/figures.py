@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runbook_lib.display import Bundle, plain
@@ -98,6 +99,57 @@ def histogram(measurements: Sequence[Measurement], *, threshold: float | None = 
     if emulated:
         figure.suptitle("emulated", x=0.99, ha="right", fontsize=8, color="#777777")
     return _described(figure, emulated + "; ".join(lines))
+
+
+class MomentLike(Protocol):
+    """When a machine was first seen at a stage: `evidence.Moment`."""
+
+    @property
+    def machine(self) -> str: ...
+    @property
+    def stage(self) -> str: ...
+    @property
+    def seconds(self) -> float: ...
+
+
+LANES = ("#0072B2", "#56B4E9", "#009E73", "#F0E442", "#E69F00", "#D55E00", "#CC79A7", "#999999")
+
+
+def timeline(moments: Sequence[MomentLike], *, title: str = "") -> Figure:
+    """Per machine a bar from its first stage to its last, cut where each stage was seen to be reached."""
+    lanes: dict[str, list[MomentLike]] = {}
+    for row in sorted(moments, key=lambda row: row.seconds):
+        lanes.setdefault(row.machine, []).append(row)
+    figure, axes = _canvas(height=1.2 + 0.6 * max(len(lanes), 1))
+    stages = list(dict.fromkeys(row.stage for rows in lanes.values() for row in rows))
+    colours = {stage: LANES[number % len(LANES)] for number, stage in enumerate(stages)}
+    told: set[str] = set()
+    for place, rows in enumerate(lanes.values()):
+        for before, row in pairwise(rows):
+            label = row.stage if row.stage not in told else None
+            told.add(row.stage)
+            width = row.seconds - before.seconds
+            axes.barh(place, width, left=before.seconds, height=0.5, color=colours[row.stage], label=label)
+            axes.plot(row.seconds, place, marker="|", markersize=16, color="#333333")
+    axes.set_yticks(range(len(lanes)), [_text(name) for name in _short(list(lanes))])
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds after the request; each colour ends where its stage was reached")
+    if title:
+        axes.set_title(_text(title))
+    if told:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=4, frameon=False, fontsize=8)
+    lines = (
+        f"{name}: " + ", ".join(f"{row.stage} at {row.seconds:.1f} s" for row in rows) for name, rows in lanes.items()
+    )
+    return _described(figure, "Stages by machine. " + ("; ".join(lines) or "no machine came"))
+
+
+def _short(names: list[str]) -> list[str]:
+    """The names without the beginning they share, which says nothing in a figure of one cluster."""
+    split = [name.split("-") for name in names]
+    shared = sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*split, strict=False)))
+    cut = shared if len(names) > 1 else -2
+    return ["-".join(parts[cut:]) or name for parts, name in zip(split, names, strict=True)]
 
 
 class StepLike(Protocol):

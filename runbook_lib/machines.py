@@ -61,6 +61,7 @@ class Order:
     credentials: str = ""
     pods: str = "10.243.0.0/16"
     services: str = "10.95.0.0/16"
+    network_chart: Mapping[str, Any] = field(default_factory=dict)  # `chart` or `chartRef` of a HelmRelease
     skip_agent: bool = False
     unhealthy_seconds: int = 120
     startup_seconds: int = 900
@@ -104,6 +105,7 @@ def manifests(order: Order) -> list[Manifest]:
         cluster(order),
         machine_deployment(order),
         health_check(order),
+        *([network(order)] if order.network_chart and order.control_plane == "kamaji" else []),
     ]
 
 
@@ -265,6 +267,32 @@ def health_check(order: Order) -> Manifest:
     return _object(
         order, CORE, "MachineHealthCheck", order.name, {"clusterName": order.name, "selector": chosen} | spec
     )
+
+
+def network(order: Order) -> Manifest:
+    """The HelmRelease that installs Cilium in the new cluster through the kubeconfig Kamaji keeps for it.
+
+    It comes last, so that it goes first: while the new cluster still answers. kube-proxy stays, for the machines are
+    outside of this cluster's pod network and reach their API server through its Service only.
+    """
+    spec: Manifest = {
+        **order.network_chart,
+        "releaseName": "cilium",
+        "targetNamespace": "cozy-cilium",
+        "storageNamespace": "cozy-cilium",
+        "interval": "5m",
+        "timeout": "10m",
+        "kubeConfig": {"secretRef": {"name": f"{order.name}-admin-kubeconfig", "key": "super-admin.svc"}},
+        "install": {"createNamespace": True, "disableWait": True, "remediation": {"retries": -1}},
+        "upgrade": {"remediation": {"retries": -1}},
+        "values": {"cilium": {"kubeProxyReplacement": False, "k8sServiceHost": "", "routingMode": "tunnel"}},
+    }
+    return {
+        "apiVersion": "helm.toolkit.fluxcd.io/v2",
+        "kind": "HelmRelease",
+        "metadata": {"name": f"{order.name}-cilium", "namespace": order.namespace},
+        "spec": spec,
+    }
 
 
 def namespace(order: Order) -> Manifest:

@@ -507,6 +507,9 @@ class Machines(Part):
     )
     namespace: Label | None = option(None, "Namespace that is there already; default one of the run's own.")
     credentials: Label | None = option(None, "Secret for CAPMOX in that namespace; default the manager's own.")
+    network: Literal["cozystack", "none"] = option(
+        "cozystack", "What makes Nodes Ready: the network chart CozyStack has for tenant clusters, or nothing."
+    )
     datastore: str | None = option(None, "Kamaji's DataStore; default the first there is.", min_length=1)
     prefix: int | None = option(None, "Prefix length of the machines' network; default the bridge's.", ge=1, le=128)
     gateway: Address | None = option(None, "Gateway of the machines; default the bridge's.")

@@ -157,7 +157,7 @@ def executors_for(clients: Mapping[str, Any], *, root: Path) -> Mapping[str, Exe
         if hasattr(given, "undo"):
             return given
         connect: Callable[[], Any] = given if callable(given) else lambda: given
-        return ProxmoxExecutor(connect, root=root) if system == "proxmox" else KubernetesExecutor(connect)
+        return ProxmoxExecutor(connect, root=root) if system == "proxmox" else KubernetesExecutor(connect, root=root)
 
     return {system: made(system, given) for system, given in clients.items()}
 
@@ -204,7 +204,7 @@ def _undo_strays(strays: Iterable[Marked], executors: Mapping[str, Executor]) ->
     return undone, failed
 
 
-LEADERS = ("MachineHealthCheck", "MachineDeployment", "Machine", "Cluster",
+LEADERS = ("HelmRelease", "MachineHealthCheck", "MachineDeployment", "Machine", "Cluster",
            "StatefulSet", "Pod", "VolumeSnapshot")  # fmt: skip
 """Kinds that go before all others, in this order: what they refer to goes with them, and cannot go before them."""
 
