@@ -88,7 +88,7 @@ class Scene:
             claims=tuple(row for row in self.claims if row.namespace == namespace and row.machine in names | {""}),
             pools=tuple(row for row in self.pools if row.namespace == namespace),
             vms=vms,
-            tasks=tuple(row for row in self.tasks if row.task.id.isdigit() and int(row.task.id) in known),
+            tasks=tuple(row for row in self.tasks if row.about in known),
             isos=tuple(row for row in self.isos if _vmid(row) in known),
             nodes=tuple(row for row in self.nodes if row.cluster == place),
         )
@@ -190,7 +190,7 @@ def _namesakes(scene: Scene, name: str) -> tuple[MachineVm, ...]:
 
 
 def _tasks(scene: Scene, vmid: int | None) -> tuple[TaskTail, ...]:
-    return tuple(row for row in scene.tasks if vmid is not None and row.task.id == str(vmid))
+    return tuple(row for row in scene.tasks if vmid is not None and row.about == vmid)
 
 
 def _vmid(volume: Volume) -> int | None:

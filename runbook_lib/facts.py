@@ -728,10 +728,16 @@ class MachineVm:
 
 @dataclass(frozen=True)
 class TaskTail:
-    """A task with the last lines of its log."""
+    """A task with the last lines of its log. `vmid` is the VM it is about: a clone's own id is its template's."""
 
     task: Task
     lines: tuple[str, ...] = ()
+    vmid: int | None = None
+
+    @property
+    def about(self) -> int | None:
+        """The VM that the task is about, None of a task that is about none."""
+        return self.vmid or (int(self.task.id) if self.task.id.isdigit() else None)
 
 
 @dataclass(frozen=True)

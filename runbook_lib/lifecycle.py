@@ -66,6 +66,9 @@ CLONE_IDS = 10
 ROLLED_MIB = 512
 """By how much the rolled template differs, so that the VMs show which one they come from."""
 
+NETWORK_ARTIFACT = {"name": "cozystack-kubernetes-application-kubevirt-kubernetes-cilium", "namespace": "cozy-system"}
+"""What CozyStack v1 calls the network chart of its tenant clusters (packages/apps/kubernetes, cilium.yaml)."""
+
 LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.15, 5.0
 LINKED = frozenset({"lvmthin", "zfspool", "rbd"})
 """Storage types whose templates can be cloned linked; of files only qcow2 can."""
@@ -105,7 +108,15 @@ def _objects(k8s: Any, served: MachineApis, namespace: str) -> Scene:
     )
 
 
-def _both_sides(pve: Any, scene: Scene, storages: Iterable[Storage], *, logs: bool = True, also: str = "") -> Scene:
+def _both_sides(
+    pve: Any,
+    scene: Scene,
+    storages: Iterable[Storage],
+    *,
+    logs: bool = True,
+    also: str = "",
+    upids: Mapping[str, int] | None = None,
+) -> Scene:
     names = {row.name for row in scene.machines} | {row.name for row in scene.proxmox_machines}
     numbers = {row.vmid for row in scene.proxmox_machines if row.vmid}
     begins = tuple({f"{row.name}-" for row in scene.groups} | ({also} if also else set()))
@@ -122,9 +133,14 @@ def _both_sides(pve: Any, scene: Scene, storages: Iterable[Storage], *, logs: bo
     return replace(
         scene,
         vms=tuple(vms),
-        tasks=tuple(made.machine_tasks(pve, [*vms, *lost])) if logs else (),
+        tasks=tuple(made.machine_tasks(pve, [*vms, *lost], {**_upids(scene), **(upids or {})})) if logs else (),
         isos=tuple(made.bootstrap_isos(pve, storages)),
     )
+
+
+def _upids(scene: Scene) -> dict[str, int]:
+    """The tasks that machines wait for, with the VM each is about: a clone's own number is its template's."""
+    return {row.task: row.vmid for row in scene.proxmox_machines if row.task and row.vmid}
 
 
 # --- the order -----------------------------------------------------------------------------------------
@@ -322,16 +338,18 @@ def _network_chart(k8s: Any) -> dict[str, Any]:
     Since v1 an ExternalArtifact per component of the application `kubernetes`, before a chart of the repository
     `cozystack-system`.
     """
-    for item in k8s.list("/apis/source.toolkit.fluxcd.io/v1/externalartifacts"):
-        meta = item["metadata"]
-        if str(meta["name"]).endswith("kubernetes-cilium"):
-            reference = {"kind": "ExternalArtifact", "name": meta["name"], "namespace": meta["namespace"]}
-            return {"chartRef": reference}
-    for item in k8s.list("/apis/source.toolkit.fluxcd.io/v1/helmrepositories"):
+    source = "/apis/source.toolkit.fluxcd.io/v1"
+    if any(entry["kind"] == "ExternalArtifact" for entry in k8s.resources(source)):
+        rows = [item["metadata"] for item in k8s.list(f"{source}/externalartifacts")]
+        fitting = [meta for meta in rows if str(meta["name"]).endswith("kubernetes-cilium")]
+        meta = fitting[0] if fitting else NETWORK_ARTIFACT if not rows else None
+        if meta:
+            return {"chartRef": {"kind": "ExternalArtifact", "name": meta["name"], "namespace": meta["namespace"]}}
+    for item in k8s.list(f"{source}/helmrepositories"):
         meta = item["metadata"]
         if meta["name"] == "cozystack-system":
-            source = {"kind": "HelmRepository", "name": meta["name"], "namespace": meta["namespace"]}
-            return {"chart": {"spec": {"chart": "cozy-cilium", "reconcileStrategy": "Revision", "sourceRef": source}}}
+            where = {"kind": "HelmRepository", "name": meta["name"], "namespace": meta["namespace"]}
+            return {"chart": {"spec": {"chart": "cozy-cilium", "reconcileStrategy": "Revision", "sourceRef": where}}}
     return {}
 
 
@@ -496,6 +514,7 @@ class View:
     ordered: Ordered
     tenant: Any = None
     untold: str = ""
+    upids: dict[str, int] = field(default_factory=dict)  # every task seen so far, with the VM it is about
 
     @property
     def place(self) -> tuple[str, str]:
@@ -507,7 +526,8 @@ class View:
         space, name = self.place
         objects = _objects(self.k8s, self.ordered.order.apis, space)
         storages = self.ordered.storages if logs else ()
-        whole = _both_sides(self.pve, objects, storages, logs=logs, also=f"{name}-")
+        self.upids |= _upids(objects)
+        whole = _both_sides(self.pve, objects, storages, logs=logs, also=f"{name}-", upids=self.upids)
         nodes, untold = self._nodes(space, name) if objects.machines else ((), {})
         return replace(whole, nodes=nodes, untold=untold).of(space, name)
 
@@ -683,7 +703,7 @@ def tasks(scene: Scene) -> list[dict[str, Any]]:
     """The tasks of the scene's VMs, the oldest first, with the last line of those that failed."""
     return [
         {
-            "vmid": row.task.id,
+            "vmid": row.about,
             "task": row.task.type,
             "node": row.task.node,
             "status": row.task.status or "running",

@@ -17,6 +17,7 @@ BOOTSTRAP_ISO = re.compile(r"user-data-(\d+)\.iso$")
 TASKS_PER_VM = 40
 LINES = 8
 _UUID = re.compile(r"(?:^|,)uuid=([0-9a-fA-F-]{36})")
+_VOLUME = re.compile(r"\bvm-(\d+)-")
 _DRIVE = re.compile(r"(?:ide|sata|scsi)\d+$")
 
 
@@ -78,24 +79,58 @@ def _addresses(answer: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def machine_tasks(pve: Reader, vms: Iterable[MachineVm]) -> list[TaskTail]:
-    """The tasks of these VMs from their nodes' lists, the oldest first; of those that failed the log's last lines."""
-    wanted = sorted({(vm.node, vm.vmid) for vm in vms})
+def machine_tasks(pve: Reader, vms: Iterable[MachineVm], upids: Mapping[str, int] | None = None) -> list[TaskTail]:
+    """The tasks of these VMs, the oldest first; of those that failed the log's last lines.
+
+    A clone's task has its template's number, so clones are known by the UPIDs that machines waited for (`upids`, with
+    the VM of each), and else by the volumes that their logs name.
+    """
+    given, wanted = dict(upids or {}), {(vm.node, vm.vmid) for vm in vms}
 
     def ask(reader: Reader, item: tuple[str, int]) -> list[TaskTail]:
         node, vmid = item
         rows = reader.get(f"/nodes/{node}/tasks", vmid=vmid, limit=TASKS_PER_VM, source="all") or []
-        return [_tail(reader, task_row(node, row)) for row in rows]
+        return [_tail(reader, task_row(node, row), vmid) for row in rows if row.get("type") != "qmclone"]
 
-    found = [row for _, rows in pve.each("machine_tasks", wanted, ask, name=lambda item: f"{item[0]}/{item[1]}")
-             for row in rows]  # fmt: skip
-    return sorted(found, key=lambda row: (row.task.started, row.task.upid))
+    found = [row for _, rows in pve.each("machine_tasks", sorted(wanted), ask, name=_place) for row in rows]
+    found += tasks_by_upid(pve, given)
+    told = {row.about for row in found if row.task.type == "qmclone"}
+    lost = {vmid: node for node, vmid in wanted if vmid not in told}
+    found += _clones(pve, lost, set(given))
+    unique = {row.task.upid: row for row in found}
+    return sorted(unique.values(), key=lambda row: (row.task.started, row.task.upid))
 
 
-def tasks_by_upid(pve: Reader, upids: Iterable[str]) -> list[TaskTail]:
-    """The tasks of these UPIDs, which other objects name; one that no node knows any more is left out."""
+def _place(item: tuple[str, int]) -> str:
+    return f"{item[0]}/{item[1]}"
+
+
+def _clones(pve: Reader, lost: Mapping[int, str], known: set[str]) -> list[TaskTail]:
+    """The clones of these VMs by the volumes that the logs of recent clones name; the newest of each."""
+
+    def ask(reader: Reader, node: str) -> list[TaskTail]:
+        rows = reader.get(f"/nodes/{node}/tasks", typefilter="qmclone", limit=TASKS_PER_VM, source="all") or []
+        found: dict[int, TaskTail] = {}
+        for row in rows:
+            if row["upid"] in known:
+                continue
+            task = task_row(node, row)
+            lines = _log(reader, task)
+            numbers = {int(number) for line in lines for number in _VOLUME.findall(line)} & set(lost)
+            for vmid in numbers - set(found):
+                found[vmid] = TaskTail(task, lines[-LINES:] if _has_failed(task) else (), vmid)
+        return list(found.values())
+
+    if not lost:
+        return []
+    answers = pve.each("machine_tasks", sorted(set(lost.values())), ask)
+    return [row for _, rows in answers for row in rows]
+
+
+def tasks_by_upid(pve: Reader, upids: Mapping[str, int]) -> list[TaskTail]:
+    """The tasks of these UPIDs, each about the VM it is given with; one that no node knows any more is left out."""
     found = []
-    for upid in dict.fromkeys(upids):
+    for upid, vmid in upids.items():
         parts = upid.split(":")
         if len(parts) < 8:
             continue
@@ -106,18 +141,24 @@ def tasks_by_upid(pve: Reader, upids: Iterable[str]) -> list[TaskTail]:
         running = row.get("status") == "running"
         task = Task(parts[1], upid, parts[5], parts[6], row.get("user", ""), int(row.get("starttime") or 0), None,
                     None if running else str(row.get("exitstatus") or ""))  # fmt: skip
-        found.append(_tail(pve, task))
+        found.append(_tail(pve, task, vmid))
     return found
 
 
-def _tail(reader: Reader, task: Task) -> TaskTail:
-    if task.status is None or task.status == "OK" or task.status.startswith("WARNINGS"):
-        return TaskTail(task)
+def _has_failed(task: Task) -> bool:
+    return task.status is not None and task.status != "OK" and not task.status.startswith("WARNINGS")
+
+
+def _tail(reader: Reader, task: Task, vmid: int) -> TaskTail:
+    return TaskTail(task, _log(reader, task)[-LINES:] if _has_failed(task) else (), vmid)
+
+
+def _log(reader: Reader, task: Task) -> tuple[str, ...]:
     try:
         rows = reader.get(f"/nodes/{task.node}/tasks/{quoted(task.upid)}/log", start=0, limit=500) or []
     except errors.ApiError:
-        rows = []
-    return TaskTail(task, tuple(str(row.get("t") or "") for row in rows)[-LINES:])
+        return ()
+    return tuple(str(row.get("t") or "") for row in rows)
 
 
 def bootstrap_isos(pve: Reader, storages: Iterable[Storage]) -> list[Volume]:

@@ -805,7 +805,7 @@ def clone_storm_is_survived(scene: Scene) -> Iterator[Finding]:
     clones = [row.task for row in scene.tasks if row.task.type == "qmclone"]
     locked = [row.task for row in scene.tasks if _is_lock(row.task.status) or any(map(_is_lock, row.lines))]
     for task in locked:
-        yield verdict(Status.WARN, task.upid, f"{task.type} of VM {task.id} on {task.node}: {task.status}")
+        yield verdict(Status.WARN, task.upid, f"{task.type} of {task.id} on {task.node}: {task.status}")
     if clones and not locked:
         yield verdict(True, "clones", f"{len(clones)} clones, none of them met a lock")
 
