@@ -29,6 +29,19 @@ PRIVILEGES = (
 )  # fmt: skip
 
 
+AGENT: Object = {
+    "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "cilium"},
+    "spec": {"selector": {"matchLabels": {"k8s-app": "cilium"}}, "template": {
+        "metadata": {"labels": {"k8s-app": "cilium"}},
+        "spec": {
+            "hostNetwork": True, "tolerations": [{"operator": "Exists"}],
+            "containers": [{"name": "cilium-agent", "image": "quay.io/cilium/cilium:v1.19.5"}],
+        },
+    }},
+}  # fmt: skip
+"""A DaemonSet of Cilium's agent alone: the least that makes nodes Ready."""
+
+
 @dataclass(frozen=True)
 class Era:
     """The versions of one generation: what is installed, and which versions its objects have."""
@@ -187,8 +200,13 @@ class Site:
         api = "/".join(path.split("/")[2:4])
         self.ask("POST", path, {"apiVersion": api, "kind": kind, "metadata": {"name": name}, "spec": spec})
 
-    def cluster(self, replicas: int, *, addresses: str = "10.0.0.150-10.0.0.180", **machine: Any) -> None:
-        """Nothing; a cluster is asked for, with a control plane of Kamaji's and so many machines."""
+    def cluster(
+        self, replicas: int, *, addresses: str = "10.0.0.150-10.0.0.180", by_hand: bool = False, **machine: Any
+    ) -> None:
+        """Nothing; a cluster is asked for, with a control plane of Kamaji's and so many machines.
+
+        Cilium comes from Flux as CozyStack does it; `by_hand` its bare agent is put there once the tenant answers.
+        """
         infra, boot = f"{INFRA}/{self.era.own}", f"bootstrap.cluster.x-k8s.io/{self.era.contract}"
         plane = f"controlplane.cluster.x-k8s.io/{self.era.plane}"
         self.create(self.own("proxmoxclusters"), "ProxmoxCluster", NAME, {
@@ -205,7 +223,8 @@ class Site:
             "infrastructureRef": self.refer(infra, "ProxmoxCluster", NAME),
             "controlPlaneRef": self.refer(plane, "KamajiControlPlane", NAME),
         })  # fmt: skip
-        self.network()
+        if not by_hand:
+            self.network()
         network: Object = {"default": {"bridge": "vmbr0", "model": "virtio"}}
         if self.era is NEW:
             network = {"networkDevices": [{"name": "net0", "bridge": "vmbr0", "defaultIPv4": True}]}
@@ -228,6 +247,10 @@ class Site:
         self.create(self.core("machinedeployments"), "MachineDeployment", f"{NAME}-md", {
             "clusterName": NAME, "replicas": replicas, "selector": {"matchLabels": {}}, "template": {"spec": inner},
         })  # fmt: skip
+        if by_hand:
+            held = f"/api/v1/namespaces/{SPACE}/secrets/{NAME}-kubeconfig"
+            self.until("the tenant", lambda: self.find(held), said=self.told)
+            self.tenant().ask("POST", "/apis/apps/v1/namespaces/kube-system/daemonsets", AGENT)
 
     def network(self) -> None:
         """Nothing; Cilium is to be installed in the tenant as CozyStack does, or its nodes stay NotReady."""

@@ -37,6 +37,7 @@ Told = Callable[[str, str, Context], None]
 FIRST_PORT, LAST_PORT = 16443, 32767  # Kamaji's provider 0.19 reads the port into 16 signed bits
 YEARS = 365
 CONTROLLERS = ("system:masters", "system:authenticated")
+SERVICES = "10.95.0.0/16"
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Tenants:
         listening = _listen(int(kept.get("port", 0)))
         port = int(listening.getsockname()[1])
         context = _serving(ca_pem, ca_key, [name, f"{name}.{namespace}.svc"])
-        cluster = Cluster(self.clock, version=version)
+        cluster = Cluster(self.clock, version=version, services=SERVICES)
         cluster.ca_pem = ca_pem
         cluster.signer = certificates.signer(ca_pem.encode(), ca_key.encode())
         url = f"https://127.0.0.1:{port}"
@@ -250,7 +251,7 @@ def first_objects(name: str, url: str, ca_pem: str, version: str) -> list[Json]:
     cluster = {
         "apiVersion": "kubeadm.k8s.io/v1beta4", "kind": "ClusterConfiguration", "clusterName": name,
         "kubernetesVersion": version, "controlPlaneEndpoint": url.removeprefix("https://"),
-        "networking": {"dnsDomain": "cluster.local", "podSubnet": "10.243.0.0/16", "serviceSubnet": "10.95.0.0/16"},
+        "networking": {"dnsDomain": "cluster.local", "podSubnet": "10.243.0.0/16", "serviceSubnet": SERVICES},
     }  # fmt: skip
     kubelet = {
         "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration", "cgroupDriver": "systemd",

@@ -114,7 +114,14 @@ ExecHook = Callable[[str, str, list[str], str], tuple[str, str, int]]
 class Cluster:
     """Everything one API server knows."""
 
-    def __init__(self, clock: Clock | None = None, *, version: str = "v1.36.2", bootstrap: bool = True) -> None:
+    def __init__(
+        self,
+        clock: Clock | None = None,
+        *,
+        version: str = "v1.36.2",
+        bootstrap: bool = True,
+        services: str = "10.96.0.0/16",
+    ) -> None:
         self.clock: Clock = clock or WallClock()
         self.version = version
         self.store = Store()
@@ -127,7 +134,7 @@ class Cluster:
         self.signing_key = secrets.token_bytes(32)
         self.ca_pem = ""
         self.signer: certificates.Signer | None = None
-        self.service_range = "10.96.0.0/16"
+        self.service_range = services
         self.node_ports = (30000, 32767)
         self.pod_log: LogHook | None = None
         self.pod_exec: ExecHook | None = None
@@ -155,7 +162,7 @@ class Cluster:
     def bootstrap(self) -> None:
         """Makes what every API server makes for itself: namespaces, RBAC defaults, the kubernetes Service."""
         self.load(rbac.bootstrap_objects())
-        self.load(defaults.bootstrap_objects())
+        self.load(defaults.bootstrap_objects(self.service_range))
         for name in ("controller-manager", "scheduler", "etcd-0"):
             self._load(defaults.component_status(name))
         gc.settle(self)

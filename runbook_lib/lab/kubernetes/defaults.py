@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 
-def bootstrap_objects() -> list[Json]:
+def bootstrap_objects(services: str = "10.96.0.0/16") -> list[Json]:
     """Namespaces, priority classes and the kubernetes Service of an empty cluster."""
+    own = str(ipaddress.ip_network(services)[1])
     found: list[Json] = [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
         for name in ("default", "kube-system", "kube-public", "kube-node-lease")
@@ -42,7 +43,7 @@ def bootstrap_objects() -> list[Json]:
                 "labels": {"component": "apiserver", "provider": "kubernetes"},
             },
             "spec": {
-                "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "type": "ClusterIP",
+                "clusterIP": own, "clusterIPs": [own], "type": "ClusterIP",
                 "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": 6443}],
             },
         }

@@ -40,7 +40,7 @@ def definitions() -> list[Object]:
 def cilium(version: str, values: Object) -> list[Object]:
     """Cilium's agent on every node, and its operator."""
     given = values.get("cilium") or {}
-    image, space = f"quay.io/cilium/cilium:v{version}", "cozy-cilium"
+    image, space = f"ghcr.io/cozystack/cozystack/cilium:{version}", "cozy-cilium"
     config = {
         "cluster-name": "default", "cluster-id": "0", "ipam": "kubernetes", "kube-proxy-replacement": "true",
         "routing-mode": str(given.get("routingMode", "tunnel")), "mtu": str(given.get("MTU", 1350)),
@@ -88,7 +88,7 @@ def cilium(version: str, values: Object) -> list[Object]:
             }},
         }),
         _thing("apps/v1", "Deployment", "cilium-operator", space, labels=operator, spec={
-            "replicas": (given.get("operator") or {}).get("replicas", 2),
+            "replicas": (given.get("operator") or {}).get("replicas", 1),
             "selector": {"matchLabels": {"io.cilium/app": "operator", "name": "cilium-operator"}},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "50%"}},
             "template": {"metadata": {"labels": operator}, "spec": {

@@ -80,8 +80,8 @@ async def renew(context: Context, node: str) -> None:
         await context.client.create(LEASES, body)
 
 
-async def post_status(context: Context, node: str) -> None:
-    """Nothing; the node's conditions are as its kubelet sees them."""
+async def post_status(context: Context, node: str, *others: Object) -> None:
+    """Nothing; the node's conditions are as its kubelet sees them, and `others` with them."""
     item = context.nodes.items.get(("", node))
     if item is None:
         return
@@ -90,7 +90,7 @@ async def post_status(context: Context, node: str) -> None:
         item, context.stamp(), machines.pressure.get(node, ""),
         ailing=node in machines.ailing, plugged=node not in machines.unplugged,
     )  # fmt: skip
-    body = {"status": {"conditions": rows}}
+    body = {"status": {"conditions": [*rows, *others]}}
     await context.client.patch(f"/api/v1/nodes/{node}/status", body, content_type=STRATEGIC)
 
 

@@ -506,13 +506,10 @@ class Kubelets:
                 life.poke()
 
     async def _plugged(self, node: str, plugin: network_plugins.Plugin) -> None:
-        if plugin.reason:
-            now = self.context.stamp()
-            row = {"type": "NetworkUnavailable", "status": "False", "reason": plugin.reason, "message": plugin.says,
-                   "lastHeartbeatTime": now, "lastTransitionTime": now}  # fmt: skip
-            body = {"status": {"conditions": [row]}}
-            await self.context.client.patch(f"/api/v1/nodes/{node}/status", body, content_type=STRATEGIC)
-        await heartbeats.beat(self.context, node, full=True)
+        now = self.context.stamp()
+        row = {"type": "NetworkUnavailable", "status": "False", "reason": plugin.reason, "message": plugin.says,
+               "lastHeartbeatTime": now, "lastTransitionTime": now}  # fmt: skip
+        await heartbeats.post_status(self.context, node, *([row] if plugin.reason else []))
 
     def _machine_changed(self, node: str, alive: bool) -> None:
         if not alive:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from . import network_plugins
 from .client import STRATEGIC, Cache, Key, Object, Refused, key_of
 from .context import Context
 from .reconcile import reconcile
@@ -157,7 +158,7 @@ class Nodes:
                 f"/api/v1/nodes/{name}", {**node, "spec": {**node["spec"], "taints": taints}}
             )
             await context.nodes.caught_up(node)
-        if ready(node) != "True":
+        if ready(node) != "True" and not network_plugins.lacks(node):  # one that was never ready took none along
             await self._unready_pods(name)
         self._evict_from(node)
         return None

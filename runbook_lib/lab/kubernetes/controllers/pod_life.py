@@ -329,6 +329,11 @@ class PodLife:
                 return False
         return True
 
+    def _prepares(self, name: str) -> bool:
+        """Whether it is an init container that others wait for."""
+        inits = self.pod["spec"].get("initContainers") or ()
+        return any(entry["name"] == name and not pod_status.is_sidecar(entry) for entry in inits)
+
     # -- one container ---------------------------------------------------------------------------
 
     async def _keep(self, container: Object, *, policy: str = "") -> None:
@@ -358,7 +363,10 @@ class PodLife:
             ended = pod_status.ending(code, began, self.context.stamp(), identity, reason=why, message=message)
             if (policy == "Never" or (policy == "OnFailure" and code == 0)) and reason != "restart":
                 self.statuses[name] = pod_status.terminated(container, ended, restarts, last)
-                await self.report()
+                if code == 0 and self._prepares(name):
+                    self._spawn(self.report())  # the next one need not wait for it, and both may go into one write
+                else:
+                    await self.report()
                 return
             last = {"terminated": ended}
             if pause and self.context.clock.now() - at > BACK_OFF_FORGOTTEN:
@@ -462,9 +470,13 @@ class PodLife:
         self._kills[name] = kill
         work = asyncio.get_running_loop().create_task(self._serve(container))
         watchers = [asyncio.ensure_future(self._probe(container, kind)) for kind in probes.KINDS if kind in container]
+        ends = cast("list[asyncio.Future[Any]]", [work, kill])
         try:
-            await self.report()
-            await asyncio.wait(cast("list[asyncio.Future[Any]]", [work, kill]), return_when=asyncio.FIRST_COMPLETED)
+            if self._prepares(name):  # one that ends at once was never seen running
+                await asyncio.wait(ends, timeout=SPIN, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                await self.report()
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if work.done() and not kill.done() and isinstance(result := work.result(), Runs):
                 return result, await kill
             return (work.result() if work.done() else Runs()), (kill.result() if kill.done() else "")

@@ -1,0 +1,120 @@
+"""Tenant clusters: a control plane of Kamaji's, machines in Proxmox, and what makes their nodes Ready."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from benchmarks.machines import AGENT, NAME, RELEASES, SPACE, Site, condition
+from runbook_lib.lab import control
+from runbook_lib.lab.kubernetes.controllers import network_plugins
+
+Object = dict[str, Any]
+NETWORK_LESS = network_plugins.MESSAGE
+DAEMONS = "/apis/apps/v1/namespaces/kube-system/daemonsets"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A lab where the operator has installed CAPMOX and the IPAM provider."""
+    folder = tmp_path_factory.mktemp("tenants") / "lab"
+    control.up(folder, scenario="healthy", scale=600)
+    try:
+        site = Site(folder)
+        site.install()
+        yield site
+    finally:
+        control.down(folder)
+
+
+@pytest.fixture
+def site(lab: Site) -> Iterator[Site]:
+    """The same without clusters, before and after."""
+    yield lab
+    if lab.find(lab.core("clusters", NAME)):
+        lab.remove()
+
+
+def joined(site: Site) -> Object:
+    """The node of the tenant's only machine, once it is one."""
+    held = f"/api/v1/namespaces/{SPACE}/secrets/{NAME}-kubeconfig"
+    site.until("the tenant", lambda: site.find(held), said=site.told)
+    return dict(site.until("a node", lambda: [row for row in site.tenant().nodes() if condition(row, "Ready")])[0])
+
+
+def test_node_waits_for_its_network(site: Site) -> None:
+    """Without a network plugin a node is not Ready, nor is its Machine; an agent put there by hand makes both so."""
+    site.cluster(1, by_hand=False)
+    site.ask("DELETE", f"{RELEASES}/{SPACE}/helmreleases/{NAME}-cilium")
+    node, tenant = joined(site), site.tenant()
+    assert condition(node, "Ready")["message"] == NETWORK_LESS
+    site.until("taints", lambda: taints(tenant) >= {("node.kubernetes.io/not-ready", "NoExecute")}, said=site.told)
+    tenant.ask("POST", "/api/v1/namespaces/default/pods", pod("waits", tolerations=[{"operator": "Exists"}]))
+    site.until("its event", lambda: "NetworkNotReady" in {row["reason"] for row in events(tenant)}, said=site.told)
+    assert condition(site.machines()[0], "NodeHealthy").get("status") != "True"
+    tenant.ask("POST", DAEMONS, AGENT)
+    site.running(1)
+    said = condition(tenant.nodes()[0], "NetworkUnavailable")
+    assert (said["status"], said["reason"]) == ("False", "CiliumIsUp")
+    site.until("the pod", lambda: tenant.ask("GET", "/api/v1/namespaces/default/pods/waits")["status"]["phase"] ==
+               "Running")  # fmt: skip
+    site.until("no taints", lambda: not taints(tenant))
+
+
+def taints(tenant: Any) -> set[tuple[str, str]]:
+    """Keys and effects of the taints of the tenant's only node."""
+    return {(row["key"], row["effect"]) for row in tenant.nodes()[0]["spec"].get("taints") or ()}
+
+
+def events(tenant: Any) -> list[Object]:
+    """What happened in the tenant."""
+    return list(tenant.ask("GET", "/api/v1/events")["items"])
+
+
+def pod(name: str, **spec: Any) -> Object:
+    """A pod that serves."""
+    container = {"name": "c", "image": "registry.k8s.io/e2e-test-images/agnhost:2.53", "args": ["pause"]}
+    return {"metadata": {"name": name}, "spec": {"containers": [container], **spec}}
+
+
+def test_flux_brings_network_and_names_into_the_tenant(site: Site) -> None:
+    """Releases beside the Cluster install into it by its kubeconfig, and take away what they installed."""
+    site.cluster(1)
+    site.release("coredns", "kube-system", dependsOn=[{"name": f"{NAME}-cilium"}])
+    site.running(1)
+    tenant = site.tenant()
+    path = f"{RELEASES}/{SPACE}/helmreleases/{NAME}-coredns"
+    item = site.until("the release", lambda: ready(site.find(path)), said=lambda: site.find(path))
+    assert item["status"]["history"][0]["chartName"] == "cozy-coredns"
+    service = tenant.ask("GET", "/api/v1/namespaces/kube-system/services/kube-dns")
+    assert service["spec"]["clusterIP"] == "10.95.0.10"
+    secrets = tenant.ask("GET", "/api/v1/namespaces/kube-system/secrets?labelSelector=owner%3Dhelm")["items"]
+    assert [row["metadata"]["name"] for row in secrets] == ["sh.helm.release.v1.coredns.v1"]
+    kinds = tenant.ask("GET", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions")["items"]
+    assert "ciliumnetworkpolicies.cilium.io" in {row["metadata"]["name"] for row in kinds}
+    site.ask("DELETE", path)
+    site.until("its end", lambda: not site.find(path), said=lambda: site.find(path))
+    assert not tenant.ask("GET", "/apis/apps/v1/namespaces/kube-system/deployments")["items"]
+
+
+def ready(item: Object | None) -> Object | None:
+    """The object if it is Ready."""
+    return item if item and condition(item, "Ready").get("status") == "True" else None
+
+
+def test_release_says_that_its_cluster_is_unknown(site: Site) -> None:
+    """A release whose kubeconfig is in no Secret waits for it and says so; it can be deleted all the same."""
+    held = f"/api/v1/namespaces/{SPACE}/secrets/{NAME}-admin-kubeconfig"
+    site.until("the end of one before", lambda: not site.find(held))
+    site.release("coredns", "kube-system")
+    path = f"{RELEASES}/{SPACE}/helmreleases/{NAME}-coredns"
+    row = site.until("its word", lambda: condition(site.find(path) or {}, "Ready"))
+    assert row["reason"] == "RESTClientError"
+    assert row["message"] == (
+        f"could not get KubeConfig secret '{SPACE}/{NAME}-admin-kubeconfig': "
+        f'Secret "{NAME}-admin-kubeconfig" not found'
+    )
+    site.ask("DELETE", path)
+    site.until("its end", lambda: not site.find(path))
