@@ -11,8 +11,12 @@ if TYPE_CHECKING:
         benchmark,
         checks,
         criteria,
+        csi,
+        evidence,
         figures,
         kubernetes,
+        lifecycle,
+        machines,
         parameters,
         prepare,
         privileges,
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
         runner,
         trials,
         versions,
+        volumes,
     )
     from runbook_lib.errors import RunbookError
     from runbook_lib.model import Change, ChangeKind, Finding, Measurement, Run, Status, StepResult, worst
@@ -41,9 +46,13 @@ __all__ = [
     "benchmark",
     "checks",
     "criteria",
+    "csi",
+    "evidence",
     "figures",
     "kubernetes",
+    "lifecycle",
     "load_site",
+    "machines",
     "open_step",
     "parameters",
     "prepare",
@@ -54,6 +63,7 @@ __all__ = [
     "runner",
     "trials",
     "versions",
+    "volumes",
     "worst",
 ]
 

@@ -185,7 +185,7 @@ def test_nothing_half_written_is_left(story: Story):
     names = {path.name for path in story.folder.iterdir()}
     notebooks = {record.notebook for record in story.run.steps}
     reports = {"report.json", "report.junit.xml", "report.md"}
-    assert names == notebooks | reports | {"run.json", "events.jsonl", "changes.jsonl"}
+    assert names == notebooks | reports | {"run.json", "events.jsonl", "changes.jsonl", "manifests"}
 
 
 def test_events_are_lines_of_json_in_order(story: Story):

@@ -46,7 +46,10 @@ CAPMOX = "Cluster API provider Proxmox (CAPMOX)"
 def apis_are_served(
     apis: MachineApis, *, control_plane: str = "KamajiControlPlane", bootstrap: str = "KubeadmConfigTemplate"
 ) -> Iterator[Finding]:
-    """One finding per kind: the versions that are served, or that it is missing."""
+    """One finding per kind: the versions that are served, or that it is missing; one skip where no provider is."""
+    if not apis.generation:
+        yield verdict(None, "CAPMOX", "no Proxmox provider is installed, so no machine can be asked for: step 23")
+        return
     for kind in (*NEEDED, control_plane, bootstrap):
         found = apis.served.get(kind, ())
         yield verdict(bool(found), kind, f"{kind}: {', '.join(found) or 'not served'}")
@@ -412,11 +415,11 @@ def addresses_are_used(scene: Scene) -> Iterator[Finding]:
         strangers = sorted({name for name in holders[claim.address] if name != claim.machine})
         if twice:
             yield verdict(False, subject, f"{claim.address} was also given to {', '.join(twice)}")
-        elif strangers:
-            yield verdict(False, subject, f"{claim.address} is on {', '.join(strangers)} too")
         elif chain is None or chain.proxmox is None:
             message = f"{claim.address} is claimed for {claim.machine or 'nobody'}, which is not there"
             yield verdict(False, subject, message)
+        elif strangers:
+            yield verdict(False, subject, f"{claim.address} is on {', '.join(strangers)} too")
         elif chain.vm is None or chain.vm.agent_addresses is None:
             continue  # no agent to ask; whether it should answer is another check's business
         elif claim.address not in chain.vm.agent_addresses:
