@@ -26,6 +26,9 @@ PREFLIGHT = "error execution phase preflight: "
 IDENTITY = PREFLIGHT + "couldn't validate the identity of the API Server: "
 REJECTED = PREFLIGHT + "unable to fetch the kubeadm-config ConfigMap: failed to get config map: Unauthorized"
 UNINITIALIZED = {"key": "node.cloudprovider.kubernetes.io/uninitialized", "value": "true", "effect": "NoSchedule"}
+PLANE_TAINT = {"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}
+PKI = "/etc/kubernetes/pki"
+NEEDED = tuple(f"{PKI}/{name}" for name in ("ca.crt", "ca.key", "sa.pub", "sa.key"))
 NOT_READY = {"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}
 
 
@@ -35,7 +38,10 @@ class NotJoined(Exception):
 
 @dataclass(frozen=True)
 class Join:
-    """What a join document asks for. `hashes` pin the cluster's authority."""
+    """What a join document asks for. `hashes` pin the cluster's authority.
+
+    A machine of the control plane is a `plane`; `initial` is the ClusterConfiguration for the one that is its first.
+    """
 
     endpoint: str
     token: str = ""
@@ -46,6 +52,14 @@ class Join:
     kubelet: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     talos: bool = False
+    plane: bool = False
+    initial: Mapping[str, Any] | None = None
+
+    @property
+    def authority(self) -> tuple[str, str] | None:
+        """Certificate and key of the cluster's authority, which only machines of its control plane hold."""
+        found = tuple(self.files.get(f"{PKI}/ca.{end}", "") for end in ("crt", "key"))
+        return (found[0], found[1]) if all(found) else None
 
 
 @dataclass(frozen=True)
@@ -81,14 +95,14 @@ def join_of(text: str, meta: Mapping[str, Any]) -> Join | None:
         return _talos(given)
     files = {str(row["path"]): _content(row) for row in given.get("write_files") or () if "path" in row}
     commands = [_command(row) for row in given.get("runcmd") or ()]
-    joins = next((row for row in commands if "kubeadm join" in row), None)
-    if joins is None:
+    runs = next((row for row in commands if "kubeadm join" in row or "kubeadm init" in row), None)
+    if runs is None:
         return None
-    match = re.search(r"--config[= ](\S+)", joins)
+    match = re.search(r"--config[= ](\S+)", runs)
     if match is None or match[1] not in files:
         path = match[1] if match else ""
         raise NotJoined(f'{PREFLIGHT}unable to read config from "{path}": open {path}: no such file or directory')
-    return _kubeadm(match[1], files)
+    return _initial(match[1], files) if "kubeadm init" in runs else _kubeadm(match[1], files)
 
 
 def _content(row: Mapping[str, Any]) -> str:
@@ -112,11 +126,35 @@ def rendered(text: str, meta: Mapping[str, Any]) -> str:
     )
 
 
-def _kubeadm(path: str, files: Mapping[str, str]) -> Join:
+def _documents(path: str, files: Mapping[str, str]) -> list[Json]:
     try:
-        documents = [row for row in yaml.load_all(files[path], Loader=LOADER) if isinstance(row, dict)]
+        return [row for row in yaml.load_all(files[path], Loader=LOADER) if isinstance(row, dict)]
     except yaml.YAMLError as error:
         raise NotJoined(f"{PREFLIGHT}error converting YAML to JSON: yaml: {error}") from error
+
+
+def _initial(path: str, files: Mapping[str, str]) -> Join:
+    documents = {row.get("kind"): row for row in _documents(path, files)}
+    cluster, init = documents.get("ClusterConfiguration") or {}, documents.get("InitConfiguration") or {}
+    node = init.get("nodeRegistration") or {}
+    return Join(
+        endpoint=str(cluster.get("controlPlaneEndpoint") or ""),
+        name=str(node.get("name") or ""),
+        taints=_plane_taints(node),
+        kubelet=_arguments(node.get("kubeletExtraArgs")),
+        files=dict(files),
+        plane=True,
+        initial={key: value for key, value in cluster.items() if key not in {"apiVersion", "kind"}},
+    )
+
+
+def _plane_taints(node: Mapping[str, Any]) -> tuple[Json, ...]:
+    """What keeps pods off a control plane: kubeadm's own taint, unless the document names others or none."""
+    return (PLANE_TAINT,) if node.get("taints") is None else tuple(node["taints"])
+
+
+def _kubeadm(path: str, files: Mapping[str, str]) -> Join:
+    documents = _documents(path, files)
     config = next((row for row in documents if row.get("kind") == "JoinConfiguration"), None)
     if config is None:
         raise NotJoined(f"{PREFLIGHT}no JoinConfiguration found in {path}")
@@ -130,16 +168,22 @@ def _kubeadm(path: str, files: Mapping[str, str]) -> Join:
             'discovery.bootstrapToken.caCertHashes: Invalid value: "": using token-based discovery without '
             "caCertHashes can be unsafe. Set unsafeSkipCAVerification as true in your kubeadm config file to continue"
         )
-    node = config.get("nodeRegistration") or {}
+    node, plane = config.get("nodeRegistration") or {}, config.get("controlPlane") is not None
+    if plane and (missing := [name for name in NEEDED if name not in files]):
+        said = ", ".join(f"couldn't load the certificate file {name}: open {name}: no such file or directory"
+                         for name in missing)  # fmt: skip
+        head = f"{PREFLIGHT}\nOne or more conditions for hosting a new control plane instance is not satisfied."
+        raise NotJoined(f"{head}\n\n[failure loading certificate for CA: {said}]")
     return Join(
         endpoint=str(found.get("apiServerEndpoint", "")),
         token=token,
         hashes=hashes,
         unsafe=bool(found.get("unsafeSkipCAVerification")),
         name=str(node.get("name") or ""),
-        taints=tuple(node.get("taints") or ()),
+        taints=_plane_taints(node) if plane else tuple(node.get("taints") or ()),
         kubelet=_arguments(node.get("kubeletExtraArgs")),
         files=dict(files),
+        plane=plane,
     )
 
 
@@ -209,16 +253,20 @@ async def follow(join: Join, node: Node, url: str, context: Context | None, door
         )
     if not join.talos:
         await _discover(join, base, place, doors)
-    body = node_object(join, node)
     if context is None:
         raise NotJoined(
             f"{PREFLIGHT}unable to fetch the kubeadm-config ConfigMap: failed to get config map: Unauthorized"
         )
+    await enroll(join, node, context)
+
+
+async def enroll(join: Join, node: Node, context: Context) -> None:
+    """Returns once the machine is a node, with the pods of a control plane if it is to be part of one."""
+    path, body = f"/api/v1/nodes/{node.name}", node_object(join, node)
     if not node.version:
         version = str((await context.client.get("/version")).get("gitVersion", ""))
         body["status"]["nodeInfo"]["kubeletVersion"] = version
     status = body.pop("status")
-    path = f"/api/v1/nodes/{node.name}"
     try:
         await context.client.create("/api/v1/nodes", body)
     except Refused as error:
@@ -227,6 +275,13 @@ async def follow(join: Join, node: Node, url: str, context: Context | None, door
     # From here on its kubelet speaks for it, and lets it be Ready once a network plugin is there.
     told = status | {"conditions": conditions(context.stamp())}
     await context.client.patch(f"{path}/status", {"status": told})
+    if join.plane:
+        for pod in static_pods(join, node, str(status["nodeInfo"]["kubeletVersion"])):
+            try:
+                await context.client.create("/api/v1/namespaces/kube-system/pods", pod)
+            except Refused as error:
+                if error.reason != "AlreadyExists":
+                    raise NotJoined(f"error execution phase control-plane-prepare: {error.message}") from error
 
 
 async def _discover(join: Join, base: str, place: str, doors: Doors) -> None:
@@ -302,6 +357,10 @@ def node_object(join: Join, node: Node) -> Json:
         "kubernetes.io/hostname": node.hostname, "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64",
         "beta.kubernetes.io/os": "linux", "beta.kubernetes.io/arch": "amd64",
     }  # fmt: skip
+    if join.plane:
+        labels |= {
+            "node-role.kubernetes.io/control-plane": "", "node.kubernetes.io/exclude-from-external-load-balancers": "",
+        }  # fmt: skip
     labels |= dict(part.partition("=")[::2] for part in given.get("node-labels", "").split(",") if part)
     taints = [*join.taints, *map(_taint, filter(None, given.get("register-with-taints", "").split(","))), NOT_READY]
     if given.get("cloud-provider") == "external":
@@ -350,6 +409,40 @@ def node_object(join: Join, node: Node) -> Json:
             },
         },
     }  # fmt: skip
+
+
+def static_pods(join: Join, node: Node, version: str) -> list[Json]:
+    """The mirrors of a control plane machine's own pods, as its kubelet shows them."""
+    address = next(iter(node.addresses), "")
+    rows = {
+        "kube-apiserver": (f"registry.k8s.io/kube-apiserver:{version}", "250m"),
+        "kube-controller-manager": (f"registry.k8s.io/kube-controller-manager:{version}", "200m"),
+        "kube-scheduler": (f"registry.k8s.io/kube-scheduler:{version}", "100m"),
+        "etcd": ("registry.k8s.io/etcd:3.5.24-0", "100m"),
+    }
+    found = []
+    for name, (image, cpu) in rows.items():
+        digest = hashlib.md5(f"{name}/{node.uuid}/{version}".encode(), usedforsecurity=False).hexdigest()
+        notes = {"kubernetes.io/config.hash": digest, "kubernetes.io/config.mirror": digest,
+                 "kubernetes.io/config.source": "file"}  # fmt: skip
+        if name == "etcd":
+            notes["kubeadm.kubernetes.io/etcd.advertise-client-urls"] = f"https://{address}:2379"
+        if name == "kube-apiserver":
+            notes["kubeadm.kubernetes.io/kube-apiserver.advertise-address.endpoint"] = f"{address}:6443"
+        container = {"name": name, "image": image, "imagePullPolicy": "IfNotPresent", "command": [name],
+                     "resources": {"requests": {"cpu": cpu}}}  # fmt: skip
+        labels = {"component": name, "tier": "control-plane"}
+        found.append({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": f"{name}-{node.name}", "namespace": "kube-system", "labels": labels,
+                         "annotations": notes},
+            "spec": {
+                "nodeName": node.name, "hostNetwork": True, "priorityClassName": "system-node-critical",
+                "containers": [container], "enableServiceLinks": False, "restartPolicy": "Always",
+                "tolerations": [{"effect": "NoExecute", "operator": "Exists"}],
+            },
+        })  # fmt: skip
+    return found
 
 
 def _taint(text: str) -> Json:

@@ -10,7 +10,7 @@ import asyncio
 import io
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ import yaml
 from .clock import Clock
 from .joining import LOADER, Doors, Join, Node, NotJoined, follow, join_of
 from .kubernetes.controllers.context import Context
+from .kubernetes.controllers.control_planes import ControlPlanes
+from .planes import Planes
 from .proxmox.qemu.agent import CLOUD_INIT_STATUS
 from .proxmox.qemu.drives import drives, is_cdrom
 from .proxmox.qemu.guest import AGENT_SECONDS, GuestState, parse_net, up_for
@@ -55,14 +57,41 @@ class _Seen:
 
 @dataclass
 class Machines:
-    """All VMs of one emulated Proxmox VE. `homes` are the clusters by the "host:port" a join document names."""
+    """All VMs of one emulated Proxmox VE. `homes` are the clusters by the "host:port" a join document names.
+
+    `routes` tell the managers of the cluster where the API servers on these machines really answer.
+    """
 
     state: PveState
     clock: Clock
     homes: dict[str, Home] = field(default_factory=dict)
+    routes: dict[str, str] = field(default_factory=dict)
     _seen: dict[int, _Seen] = field(default_factory=dict)
     _first: bool = True
     _doors: Doors = field(default_factory=Doors)
+    _kept: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.planes = Planes(self.clock, self._machines, contexts=self._context, tell=self._tell)
+
+    def serve(self, planes: ControlPlanes, kept: Iterable[str] = ()) -> None:
+        """Nothing; machines may be control planes from now on. Those `kept` answer again once the machines are run."""
+        self.planes.serving, self._kept = planes, list(kept)
+
+    def _machines(self) -> tuple[set[str], set[str]]:
+        there = {uuid_of(guest) for guest in self.state.guests.values()}
+        return there, {seen.uuid for seen in self._seen.values() if seen.mark[0]}
+
+    def _context(self, place: str) -> Context | None:
+        home = self.homes.get(place)
+        return home.context if home else None
+
+    def _tell(self, place: str, url: str | None) -> None:
+        if url is None:
+            self.routes.pop(place, None)
+            return
+        self.routes[place] = url
+        self.homes[place] = self.homes[url.removeprefix("https://")]
 
     def add(self, home: Home, *endpoints: str) -> None:
         """Nothing; the cluster can be joined at these endpoints from now on."""
@@ -71,6 +100,7 @@ class Machines:
     async def run(self) -> None:
         """Looks after the VMs until cancelled."""
         try:
+            await self.planes.resume(self._kept)
             while True:
                 self.look()
                 await asyncio.sleep(LOOK_SECONDS if len(self.state.guests) < MANY else LOOK_SECONDS_MANY)
@@ -78,6 +108,7 @@ class Machines:
             for seen in self._seen.values():
                 if seen.task:
                     seen.task.cancel()
+            await self.planes.close()
             await self._doors.close()
 
     def look(self) -> None:
@@ -109,6 +140,7 @@ class Machines:
             return
         for home, name in self._nodes(seen.uuid):
             _drive(home, name, alive=False)
+        self.planes.changed(self.planes.of(seen.uuid))
 
     def _nodes(self, uuid: str) -> list[tuple[Home, str]]:
         """The nodes of any cluster that are this machine."""
@@ -137,6 +169,8 @@ class Machines:
             if volume:
                 guest.files[STATUS] = "done"
             await self._sleep(KUBELET_SECONDS)
+        for plane in self.planes.of(uuid_of(guest)):
+            await self.planes.settle(plane)
         for home, name in self._nodes(uuid_of(guest)):
             _drive(home, name, alive=True)
 
@@ -166,8 +200,11 @@ class Machines:
         await self._sleep(KUBEADM_SECONDS)
         node = self._node(guest, join, meta)
         try:
+            if join.initial is not None:
+                await self.planes.begin(join, node)
             home = self.homes.get(join.endpoint)
-            await follow(join, node, home.url if home else "", home.context if home else None, self._doors)
+            if join.initial is None:
+                await follow(join, node, home.url if home else "", home.context if home else None, self._doors)
         except NotJoined as error:
             self._finish(guest, "error", str(error), join)
             return
@@ -182,7 +219,10 @@ class Machines:
         if join is not None:
             lines.append("[preflight] Running pre-flight checks")
         if join is not None and not error:
-            lines.append("This node has joined the cluster:")
+            first = join.initial is not None
+            said = "Your Kubernetes control-plane has initialized successfully!" if first else (
+                "This node has joined the cluster:")  # fmt: skip
+            lines.append(said)
             guest.files[RESULT] = "success\n"
         if error:
             lines += [error]

@@ -38,6 +38,7 @@ from .kubernetes.controllers import afflictions
 from .kubernetes.controllers.client import KubeClient
 from .kubernetes.controllers.proxmox import ProxmoxClient
 from .machines import Home, Machines, endpoints
+from .planes import SPACE as ON_MACHINES
 from .platform import NAMES, Platform, build, kubeconfig
 from .proxmox import kept as proxmox_kept
 from .proxmox import outage
@@ -277,6 +278,9 @@ class Lab:
         self.machines.add(home, *endpoints(platform.section), self.kubernetes_site.url.removeprefix("https://"))
         inside = self.machines
         platform.tenants.listen(lambda place, url, context: inside.add(Home(url, context), place))
+        inside.routes = platform.controllers.context.routes
+        kept = [key.partition("/")[2] for key in platform.tenants.kept if key.startswith(f"{ON_MACHINES}/")]
+        inside.serve(platform.tenants, kept)
         self._inside = asyncio.get_running_loop().create_task(self.machines.run())
 
     def show_certificates(self) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import datetime as dt
-import ipaddress
 import secrets
 import socket
 import ssl
@@ -17,14 +14,13 @@ from typing import Any, cast
 import yaml
 from aiohttp import web
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from .clock import Clock
 from .kubernetes import certificates, state
 from .kubernetes.cluster import Cluster, User
 from .kubernetes.controllers import Handles, start_all
+from .kubernetes.controllers.authorities import client_certificate, issued, kubeconfig, make_authority
 from .kubernetes.controllers.context import Context
 from .kubernetes.controllers.control_planes import Endpoint
 from .kubernetes.server import create_app
@@ -35,7 +31,6 @@ Told = Callable[[str, str, Context], None]
 """Hears of a control plane that answers: its "host:port", its URL and what runs its controllers."""
 
 FIRST_PORT, LAST_PORT = 16443, 32767  # Kamaji's provider 0.19 reads the port into 16 signed bits
-YEARS = 365
 CONTROLLERS = ("system:masters", "system:authenticated")
 SERVICES = "10.95.0.0/16"
 
@@ -71,32 +66,50 @@ class Tenants:
         told(f"{endpoint.host}:{endpoint.port}", f"https://{endpoint.host}:{endpoint.port}", tenant.handles.context)
 
     async def start(
-        self, namespace: str, name: str, version: str, *, authority: tuple[str, str] | None = None
+        self,
+        namespace: str,
+        name: str,
+        version: str,
+        *,
+        authority: tuple[str, str] | None = None,
+        place: str = "",
+        configuration: Mapping[str, Any] | None = None,
     ) -> Endpoint:
-        """Where the control plane answers; it is started if it does not yet, with this authority or a new one."""
+        """Where the control plane answers; it is started if it does not yet, with this authority or a new one.
+
+        `place` is the "host:port" that its clients know; on loopback it is where it answers. `configuration` is the
+        ClusterConfiguration of a cluster that kubeadm made.
+        """
         key = (namespace, name)
         if known := self._running.get(key):
             known.cluster.version = version
             return known.endpoint
         kept = self.kept.pop(f"{namespace}/{name}", {})
-        ca_pem, ca_key = authority or make_authority()
-        listening = _listen(int(kept.get("port", 0)))
+        told = kept.get("authority")
+        ca_pem, ca_key = authority or ((told[0], told[1]) if told else make_authority())
+        host, _, wish = place.rpartition(":")
+        listening = _listen(int(kept.get("port", 0)) or (int(wish) if on_loopback(host) else 0))
         port = int(listening.getsockname()[1])
-        context = _serving(ca_pem, ca_key, [name, f"{name}.{namespace}.svc"])
-        cluster = Cluster(self.clock, version=version, services=SERVICES)
+        title = str((configuration or {}).get("clusterName") or name)
+        context = _serving(ca_pem, ca_key, [title, host] if place else [name, f"{name}.{namespace}.svc"])
+        services = str(((configuration or {}).get("networking") or {}).get("serviceSubnet") or SERVICES)
+        cluster = Cluster(self.clock, version=version, services=services)
         cluster.ca_pem = ca_pem
         cluster.signer = certificates.signer(ca_pem.encode(), ca_key.encode())
         url = f"https://127.0.0.1:{port}"
         if "cluster" in kept:
             state.restore(cluster, kept["cluster"])
         else:
-            cluster.load(first_objects(name, url, ca_pem, version))
+            known = f"https://{place}" if place else url
+            cluster.load(first_objects(title, known, ca_pem, version, configuration))
         token = secrets.token_urlsafe(24)
         cluster.tokens[token] = User("system:kube-controller-manager", CONTROLLERS)
         runner = web.AppRunner(create_app(cluster), access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         await web.SockSite(runner, listening, ssl_context=context).start()
-        admin = kubeconfig(name, url, ca_pem, *client_certificate(ca_pem, ca_key, "kubernetes-admin", "system:masters"))
+        admin = kubeconfig(
+            title, url, ca_pem, *client_certificate(ca_pem, ca_key, "kubernetes-admin", "system:masters")
+        )
         endpoint = Endpoint("127.0.0.1", port, ca_pem, ca_key, admin)
         with tempfile.TemporaryDirectory() as folder:
             ca_file = Path(folder) / "ca.pem"
@@ -132,12 +145,19 @@ class Tenants:
 
 
 def _taken(tenant: Tenant) -> Json:
-    return {"port": tenant.endpoint.port, "cluster": state.snapshot(tenant.cluster)}
+    endpoint = tenant.endpoint
+    authority = [endpoint.ca_pem, endpoint.ca_key]
+    return {"port": endpoint.port, "authority": authority, "cluster": state.snapshot(tenant.cluster)}
 
 
 def _inside(section: Mapping[str, Any]) -> Json:
     """What of a scenario holds in its tenants too: the world around, not the faults of nodes they do not have."""
     return {key: value for key, value in section.items() if key in {"network", "registries", "seed"}}
+
+
+def on_loopback(host: str) -> bool:
+    """Whether a host is this machine alone."""
+    return host == "localhost" or host.startswith("127.")
 
 
 def _listen(wish: int) -> socket.socket:
@@ -152,57 +172,10 @@ def _listen(wish: int) -> socket.socket:
 # --- certificates -------------------------------------------------------------------------------------------------
 
 
-def _pem(key: ec.EllipticCurvePrivateKey) -> str:
-    form = serialization.PrivateFormat.PKCS8
-    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
-
-
-def make_authority() -> tuple[str, str]:
-    """Certificate and key of a new cluster authority, as kubeadm names it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kubernetes")])
-    made = _builder(name, name, key, 10 * YEARS).add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-    usage = x509.KeyUsage(True, False, True, False, False, True, False, False, False)
-    made = made.add_extension(usage, True)
-    return made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode(), _pem(key)
-
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int
-) -> x509.CertificateBuilder:
-    now = dt.datetime.now(dt.UTC)
-    return (
-        x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
-        .serial_number(x509.random_serial_number()).not_valid_before(now - dt.timedelta(hours=1))
-        .not_valid_after(now + dt.timedelta(days=days))
-    )  # fmt: skip
-
-
-def _issued(
-    ca_pem: str, ca_key: str, subject: x509.Name, usage: x509.ObjectIdentifier, names: list[str]
-) -> tuple[str, str]:
-    issuer = x509.load_pem_x509_certificate(ca_pem.encode())
-    signing: Any = serialization.load_pem_private_key(ca_key.encode(), None)
-    key = ec.generate_private_key(ec.SECP256R1())
-    made = _builder(subject, issuer.subject, key, YEARS).add_extension(x509.ExtendedKeyUsage([usage]), False)
-    if names:
-        alternatives = [
-            x509.IPAddress(ipaddress.ip_address(name)) if name[0].isdigit() else x509.DNSName(name) for name in names
-        ]
-        made = made.add_extension(x509.SubjectAlternativeName(alternatives), False)
-    return made.sign(signing, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode(), _pem(key)
-
-
-def client_certificate(ca_pem: str, ca_key: str, name: str, group: str) -> tuple[str, str]:
-    """Certificate and key of a user of the cluster."""
-    subject = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group), x509.NameAttribute(NameOID.COMMON_NAME, name)]
-    return _issued(ca_pem, ca_key, x509.Name(subject), ExtendedKeyUsageOID.CLIENT_AUTH, [])
-
-
 def _serving(ca_pem: str, ca_key: str, names: list[str]) -> ssl.SSLContext:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kube-apiserver")])
     wanted = [*names, "kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost", "127.0.0.1"]
-    certificate, key = _issued(ca_pem, ca_key, subject, ExtendedKeyUsageOID.SERVER_AUTH, wanted)
+    certificate, key = issued(ca_pem, ca_key, subject, ExtendedKeyUsageOID.SERVER_AUTH, wanted)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with tempfile.NamedTemporaryFile() as file:  # ssl reads a key from files alone
         file.write(certificate.encode() + key.encode())
@@ -213,45 +186,18 @@ def _serving(ca_pem: str, ca_key: str, names: list[str]) -> ssl.SSLContext:
     return context
 
 
-def kubeconfig(
-    name: str, url: str, ca_pem: str, certificate: str = "", key: str = "", user: str = "kubernetes-admin"
-) -> str:
-    """The text of a kubeconfig as kubeadm writes it; without a user it is what cluster-info publishes."""
-
-    def packed(text: str) -> str:
-        return base64.b64encode(text.encode()).decode()
-
-    cluster = {"server": url, "certificate-authority-data": packed(ca_pem)}
-    body: Json = {"apiVersion": "v1", "kind": "Config", "preferences": {}}
-    if not certificate:
-        return yaml.safe_dump(
-            {
-                **body,
-                "clusters": [{"name": "", "cluster": cluster}],
-                "contexts": None,
-                "current-context": "",
-                "users": None,
-            }
-        )
-    given = {"client-certificate-data": packed(certificate), "client-key-data": packed(key)}
-    body |= {
-        "clusters": [{"name": name, "cluster": cluster}],
-        "contexts": [{"name": f"{user}@{name}", "context": {"cluster": name, "user": user}}],
-        "current-context": f"{user}@{name}",
-        "users": [{"name": user, "user": given}],
-    }
-    return yaml.safe_dump(body)
-
-
 # --- what a fresh cluster holds -----------------------------------------------------------------------------------
 
 
-def first_objects(name: str, url: str, ca_pem: str, version: str) -> list[Json]:
+def first_objects(
+    name: str, url: str, ca_pem: str, version: str, configuration: Mapping[str, Any] | None = None
+) -> list[Json]:
     """What `kubeadm init` leaves in a cluster: cluster-info, the kubeadm and kubelet configs, and who may read them."""
     cluster = {
         "apiVersion": "kubeadm.k8s.io/v1beta4", "kind": "ClusterConfiguration", "clusterName": name,
         "kubernetesVersion": version, "controlPlaneEndpoint": url.removeprefix("https://"),
         "networking": {"dnsDomain": "cluster.local", "podSubnet": "10.243.0.0/16", "serviceSubnet": SERVICES},
+        **(configuration or {}),
     }  # fmt: skip
     kubelet = {
         "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration", "cgroupDriver": "systemd",

@@ -51,6 +51,7 @@ class Clock(Protocol):
 class Context:
     """The shared surroundings of all controllers of one cluster.
 
+    `routes` lead from the "host:port" of an API server inside the lab's networks to the URL where it really answers.
     `listeners` are the real processes that play pods: (namespace, "pod/NAME", port) → (host, port).
     `seed` makes chance repeat: a controller that throws dice takes `random.Random(f"{seed}/…")`.
     """
@@ -62,6 +63,7 @@ class Context:
     control_planes: ControlPlanes | None = None
     machines: Machines = field(init=False)
     listeners: dict[Any, Any] = field(default_factory=dict)
+    routes: dict[str, str] = field(default_factory=dict)
     _caches: dict[str, Cache] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _names: Any = field(default_factory=itertools.count)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,19 @@ class ControlPlanes(Protocol):
     """Who can serve control planes; a Context has none where nobody can, as on a real API server."""
 
     async def start(
-        self, namespace: str, name: str, version: str, *, authority: tuple[str, str] | None = None
+        self,
+        namespace: str,
+        name: str,
+        version: str,
+        *,
+        authority: tuple[str, str] | None = None,
+        place: str = "",
+        configuration: Mapping[str, Any] | None = None,
     ) -> Endpoint:
-        """Where it answers; started if it does not yet, with this authority (certificate, key) or a new one."""
+        """Where it answers; started if it does not yet, with this authority (certificate, key) or a new one.
+
+        `place` is the "host:port" its clients know, where that is not for whoever serves it to choose.
+        """
         ...
 
     async def stop(self, namespace: str, name: str, *, forget: bool = True) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,18 +14,22 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from . import cluster_certificates
 from .alarms import Alarms
 from .capi import conditions
 from .capi.conditions import Conditions
 from .capi.manager import Manager, api_of, at_turns
-from .capi.objects import CLUSTER_NAME, is_paused, moment
+from .capi.objects import CLUSTER_NAME, CONTROL_PLANE, is_paused, moment
 from .client import Key, Object, Refused, key_of
 from .context import Context
+from .kubeadm_documents import INIT_FILE, init_file
 from .processes import Process, Program
 from .reconcile import reconcile
 
 GROUP = "bootstrap.cluster.x-k8s.io"
 TOKEN_SECONDS = 900.0
+DEFAULT_VERSION = "v1.33.0"
+LOCK = "lock-information"
 JOIN_FILE = "/run/kubeadm/kubeadm-join-config.yaml"
 DONE = "/run/cluster-api/bootstrap-success.complete"
 PLACEHOLDER = (
@@ -95,7 +100,9 @@ async def _work(core: Manager, manager: Manager, item: Object | None, looked: di
     if status.get("dataSecretName"):
         return await _refresh(core, item, machine, cluster, looked)
     judged = conditions.read(item, core.context.stamp())
-    waiting = waits_for(cluster)
+    waiting, plane = waits_for(cluster), CONTROL_PLANE in (machine["metadata"].get("labels") or {})
+    if waiting == "WaitingForControlPlaneAvailable" and plane:
+        return await _first(core, manager, item, machine, cluster)
     if waiting:
         judged.mark("DataSecretAvailable", waiting, severity="Info")
         judged.put("DataSecretAvailable", False, "NotAvailable", _why(waiting))
@@ -103,10 +110,12 @@ async def _work(core: Manager, manager: Manager, item: Object | None, looked: di
         await manager.report(cache, item, status, judged)
         manager.log("kubeadmconfig_controller", f"{_why(waiting)}, requeuing", KubeadmConfig=item["metadata"]["name"])
         return None
-    remote = core.remotes.get((space, cluster["metadata"]["name"]))
-    authority = await core.context.client.find(f"/api/v1/namespaces/{space}/secrets/{cluster['metadata']['name']}-ca")
-    certificate = ((authority or {}).get("data") or {}).get("tls.crt")
-    if certificate is None:
+    name = cluster["metadata"]["name"]
+    remote = core.remotes.get((space, name))
+    if plane:
+        await _unlock(core, space, name)
+    pairs = await cluster_certificates.known(core.context, space, name)
+    if "ca" not in pairs or (plane and len(pairs) < len(cluster_certificates.PURPOSES)):
         judged.mark("CertificatesAvailable", "CertificatesCorrupted", "missing certificate: ca", severity="Error")
         judged.put("CertificatesAvailable", False, "InternalError", "Please check controller logs for errors")
         _summarize(judged)
@@ -120,15 +129,30 @@ async def _work(core: Manager, manager: Manager, item: Object | None, looked: di
         return 5.0
     token = token_for(core.context.seed, f"{space}/{item['metadata']['name']}/{item['metadata']['uid']}")
     await _give(core, remote.client, token)
-    manager.log(
-        "kubeadmconfig_controller", "Creating BootstrapData for the worker node", KubeadmConfig=item["metadata"]["name"]
-    )
+    said = f"Creating BootstrapData for the {'joining control plane' if plane else 'worker node'}"
+    manager.log("kubeadmconfig_controller", said, KubeadmConfig=item["metadata"]["name"])
     discovery = {
         "apiServerEndpoint": "{host}:{port}".format(**cluster["spec"]["controlPlaneEndpoint"]),
         "token": token,
-        "caCertHashes": [hash_of(base64.b64decode(certificate))],
+        "caCertHashes": [hash_of(pairs["ca"][0].encode())],
     }
-    text = document(item["spec"], discovery, version=str(machine["spec"].get("version") or "v1.33.0"))
+    version, spec = str(machine["spec"].get("version") or DEFAULT_VERSION), item["spec"]
+    if plane:
+        join = {"controlPlane": {}, **(spec.get("joinConfiguration") or {})}
+        more = cluster_certificates.files(pairs)
+        text = document({**spec, "joinConfiguration": join}, discovery, version=version, more=more)
+    else:
+        text = document(spec, discovery, version=version)
+    await _available(core, manager, item, status, judged, text)
+    looked[key_of(item)] = core.context.clock.now()
+    return TOKEN_SECONDS / 3
+
+
+async def _available(
+    core: Manager, manager: Manager, item: Object, status: Object, judged: Conditions, text: str
+) -> None:
+    """Nothing; the config's document is in its Secret, and its status says so."""
+    cache = manager.cache("kubeadmconfigs")
     await keep_data(core, item, text, str(item["spec"].get("format") or "cloud-config"))
     status |= {"dataSecretName": item["metadata"]["name"], "observedGeneration": item["metadata"].get("generation", 1)}
     if manager.version == "v1beta2":
@@ -139,8 +163,64 @@ async def _work(core: Manager, manager: Manager, item: Object | None, looked: di
     judged.put("DataSecretAvailable", True, "Available")
     _summarize(judged)
     await manager.report(cache, item, status, judged)
-    looked[key_of(item)] = core.context.clock.now()
-    return TOKEN_SECONDS / 3
+
+
+# --- the first machine of a control plane ---------------------------------------------------------
+
+
+async def _first(core: Manager, manager: Manager, item: Object, machine: Object, cluster: Object) -> float | None:
+    """Makes the document of `kubeadm init` for one machine; the others wait until it has done its work."""
+    space, name = item["metadata"]["namespace"], cluster["metadata"]["name"]
+    if not await _lock(core, space, cluster, machine["metadata"]["name"]):
+        said = "A control plane is already being initialized, requeuing until control plane is ready"
+        manager.log("kubeadmconfig_controller", said, KubeadmConfig=item["metadata"]["name"])
+        return 30.0
+    said = "Creating BootstrapData for the first control plane"
+    manager.log("kubeadmconfig_controller", said, KubeadmConfig=item["metadata"]["name"])
+    judged = conditions.read(item, core.context.stamp())
+    reference = {
+        "apiVersion": item["apiVersion"], "kind": item["kind"], "name": item["metadata"]["name"],
+        "uid": item["metadata"]["uid"], "controller": True,
+    }  # fmt: skip
+    pairs = await cluster_certificates.complete(core.context, space, name, reference)
+    judged.mark("CertificatesAvailable")
+    judged.put("CertificatesAvailable", True, "Available")
+    version = str(machine["spec"].get("version") or DEFAULT_VERSION)
+    config = init_file(item["spec"], cluster, version)
+    command = f"kubeadm init --config {INIT_FILE}{_verbosity(item['spec'])} && echo success > {DONE}"
+    text = cloud_config(item["spec"], cluster_certificates.files(pairs), config, command)
+    await _available(core, manager, item, dict(item.get("status") or {}), judged, text)
+    return None
+
+
+async def _lock(core: Manager, space: str, cluster: Object, machine: str) -> bool:
+    """Whether this machine may run `kubeadm init`: a ConfigMap names the one that may."""
+    name = cluster["metadata"]["name"]
+    path = f"/api/v1/namespaces/{space}/configmaps"
+    known = await core.context.client.find(f"{path}/{name}-lock")
+    if known is None:
+        owner = {part: cluster[part] for part in ("apiVersion", "kind")}
+        owner |= {part: cluster["metadata"][part] for part in ("name", "uid")}
+        body = {
+            "metadata": {"name": f"{name}-lock", "labels": {CLUSTER_NAME: name}, "ownerReferences": [owner]},
+            "data": {LOCK: json.dumps({"machineName": machine}, separators=(",", ":"))},
+        }
+        try:
+            known = await core.context.client.create(path, body)
+        except Refused as error:
+            if error.code != 409:
+                raise
+            return False
+    return bool(json.loads((known.get("data") or {}).get(LOCK, "{}")).get("machineName") == machine)
+
+
+async def _unlock(core: Manager, space: str, cluster: str) -> None:
+    """Nothing; nobody initializes the cluster any more."""
+    try:
+        await core.context.client.delete(f"/api/v1/namespaces/{space}/configmaps/{cluster}-lock")
+    except Refused as error:
+        if error.code != 404:
+            raise
 
 
 def waits_for(cluster: Object) -> str:
@@ -278,17 +358,25 @@ def join_configuration(spec: Mapping[str, Any], discovery: Object, version: str)
     }
 
 
-def document(spec: Mapping[str, Any], discovery: Object, *, version: str) -> str:
-    """The cloud-init document of a worker."""
+def document(spec: Mapping[str, Any], discovery: Object, *, version: str, more: Sequence[Object] = ()) -> str:
+    """The cloud-init document of a machine that joins, with `more` files for one of the control plane."""
     config = yaml.safe_dump(join_configuration(spec, discovery, version), sort_keys=True)
+    join = {"path": JOIN_FILE, "owner": "root:root", "permissions": "0640", "content": f"---\n{config}"}
+    command = f"kubeadm join --config {JOIN_FILE}{_verbosity(spec)} && echo success > {DONE}"
+    return cloud_config(spec, more, join, command)
+
+
+def cloud_config(spec: Mapping[str, Any], certificates: Sequence[Object], config: Object, command: str) -> str:
+    """The cloud-init document with kubeadm's own files and its command among what the config asks for."""
     files = [
+        *certificates,
         *(dict(row) for row in spec.get("files") or () if "contentFrom" not in row),
-        {"path": JOIN_FILE, "owner": "root:root", "permissions": "0640", "content": f"---\n{config}"},
+        config,
         {"path": "/run/cluster-api/placeholder", "owner": "root:root", "permissions": "0640", "content": PLACEHOLDER},
     ]
     commands = [
         *(spec.get("preKubeadmCommands") or ()),
-        f"kubeadm join --config {JOIN_FILE}{_verbosity(spec)} && echo success > {DONE}",
+        command,
         *(spec.get("postKubeadmCommands") or ()),
     ]
     rest = {

@@ -308,6 +308,10 @@ def _replicas_of_plane(plane: Object | None) -> Object:
     status = (plane or {}).get("status") or {}
     rows = {"replicas": "replicas", "readyReplicas": "readyReplicas", "upToDateReplicas": "updatedReplicas"}
     found = {name: status[given] for name, given in rows.items() if isinstance(status.get(given), int)}
+    if "upToDateReplicas" in status:
+        found["upToDateReplicas"] = status["upToDateReplicas"]
+    if "availableReplicas" in status:
+        found["availableReplicas"] = status["availableReplicas"]
     desired = ((plane or {}).get("spec") or {}).get("replicas")
     return found | ({"desiredReplicas": desired} if isinstance(desired, int) else {})
 

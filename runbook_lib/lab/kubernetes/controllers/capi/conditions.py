@@ -14,6 +14,8 @@ ORDER = (
     "Available", "Ready", "UpToDate", "RemoteConnectionProbe", "BootstrapConfigReady", "InfrastructureReady",
     "ControlPlaneInitialized", "ControlPlaneAvailable", "WorkersAvailable", "NodeHealthy", "NodeReady",
     "HealthCheckSucceeded", "OwnerRemediated", "RollingOut", "Remediating", "ScalingDown", "ScalingUp",
+    "CertificatesAvailable", "EtcdClusterHealthy", "ControlPlaneComponentsHealthy",
+    "APIServerPodHealthy", "ControllerManagerPodHealthy", "SchedulerPodHealthy", "EtcdPodHealthy", "EtcdMemberHealthy",
     "MachinesReady", "ControlPlaneMachinesReady", "WorkerMachinesReady", "MachinesUpToDate",
     "ControlPlaneMachinesUpToDate", "WorkerMachinesUpToDate", "Updating", "Paused", "Deleting",
 )  # fmt: skip

@@ -70,6 +70,10 @@ class Manager:
         namespace, name = item if isinstance(item, tuple) else (item["metadata"]["namespace"], item["metadata"]["name"])
         return f"{base}/namespaces/{namespace}/{plural}/{name}{sub}"
 
+    def version_of(self) -> str:
+        """The API version of the group's objects, as they are written."""
+        return f"{self.group}/{self.version}"
+
     def cache(self, plural: str) -> Cache:
         """The cache of a resource of the core group."""
         return self.context.cache(self.path(plural))
