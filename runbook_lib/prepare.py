@@ -76,10 +76,13 @@ def access(
     run: str,
     *,
     components: Iterable[str] = ALL_COMPONENTS,
+    accounts: Iterable[Account] | None = None,
     root: Path | None = None,
     step: str = "13",
 ) -> Wanted:
     """Role, user, token and ACL entries of each component with its least privileges.
+
+    `accounts` take the place of what the components' own data say, where a step knows the paths better.
 
     A token's secret is shown by PVE once. It is kept under `.secrets/<site>/` and never anywhere else; a token whose
     secret is not there is of no use to anyone here and is made anew.
@@ -92,10 +95,10 @@ def access(
     users = {row["userid"]: row for row in pve.get("/access/users", full=1)}
     acl = [dict(row) for row in pve.get("/access/acl")]
     wanted = Wanted()
-    for name in components:
-        entry = account(name, site, version)
+    for entry in accounts if accounts is not None else [account(name, site, version) for name in components]:
+        one_each = {grant.role: grant for grant in entry.grants}
         for part in (
-            *(_role(grant, roles) for grant in entry.grants),
+            *(_role(grant, roles) for grant in one_each.values()),
             _user(entry, users, run),
             _token(entry, users, run, site, root),
             *(_acl(entry, grant, acl, users, site, root) for grant in entry.grants),
@@ -686,6 +689,11 @@ def _names(text: Any) -> tuple[str, ...]:
 
 def _prefix(changes: Iterable[Change]) -> str:
     return next((change.id.rpartition("-")[0] for change in changes if change.id), "13")
+
+
+def project_folder() -> Path:
+    """The project's root, which paths of kept secrets are relative to."""
+    return _root()
 
 
 def _root() -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from runbook_lib.facts import Cluster, ClusterMember, Permissions, PveVersion
 from runbook_lib.proxmox_access import login_attempts, served_certificate, stranger_attempts, ticket_renewal
+from runbook_lib.proxmox_disks import claim_disks, node_machines
 from runbook_lib.proxmox_guests import guests, templates
 from runbook_lib.proxmox_nodes import (
     certificates,
@@ -47,6 +48,7 @@ __all__ = [
     "Unread",
     "allocate_volume",
     "certificates",
+    "claim_disks",
     "clocks",
     "cluster",
     "connect",
@@ -64,6 +66,7 @@ __all__ = [
     "interfaces",
     "login_attempts",
     "network_config",
+    "node_machines",
     "nodes",
     "pending_network",
     "permissions",

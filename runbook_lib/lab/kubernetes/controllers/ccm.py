@@ -20,6 +20,7 @@ from .klog import line
 from .processes import Exit, Process, Program
 from .proxmox import ProxmoxClient
 from .reconcile import reconcile
+from .trust import authority
 
 UNINITIALIZED = "node.cloudprovider.kubernetes.io/uninitialized"
 SHUTDOWN = {"key": "node.cloudprovider.kubernetes.io/shutdown", "effect": "NoSchedule"}
@@ -220,10 +221,10 @@ class Manager:
 
     async def run(self) -> None:
         """Works until cancelled."""
-        clients = {}
+        clients, trusted = {}, await authority(self.context, self.process)
         for region in self.config.regions:
             client = ProxmoxClient(
-                region.url, region.token, region.secret, insecure=region.insecure, agent="ProxmoxCCM/1.0"
+                region.url, region.token, region.secret, ca=trusted, insecure=region.insecure, agent="ProxmoxCCM/1.0"
             )
             clients[region.name], self.servers[region.name] = client, Server(client, self.context.clock)
         try:

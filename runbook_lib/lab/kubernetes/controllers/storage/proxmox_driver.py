@@ -13,6 +13,7 @@ from ..client import Object
 from ..context import Context
 from ..klog import line
 from ..processes import Exit, Process, Program
+from ..trust import authority
 from .binder import VOLUMES
 from .csi import CsiError, Made, Snapshot, Wanted, listening
 from .proxmox_api import BadConfig, Config, Failure, NotFound, Region, Vm, open_region, read_config
@@ -575,8 +576,8 @@ async def run(context: Context, process: Process) -> None:
         config = read_config(data[key], data)
     except BadConfig as error:
         raise Exit(255, line(now(), "F", "main.go:130", f"Failed to create controller service: {error}")) from error
-    authority = process.env.get("PROXMOX_CA", "")
-    regions = {site.region: open_region(site, context.clock, version, ca=authority) for site in config.sites}
+    trusted = process.env.get("PROXMOX_CA", "") or await authority(context, process)
+    regions = {site.region: open_region(site, context.clock, version, ca=trusted) for site in config.sites}
     driver = ProxmoxDriver(context, process, config, version, regions)
     try:
         async with listening(context, process, driver):
