@@ -662,6 +662,9 @@ def _explained(
     why, step, status = cause.why, cause.step, cause.status
     if own.reason == "WaitingForBootstrapData" and chain.machine is not None and not chain.machine.bootstrap:
         why, step = "the Machine names no bootstrap config", "Give it spec.bootstrap.configRef; it cannot be empty."
+    if own.reason in {"PoweringOn", "WaitingForNetworkAddresses"} and chain.runs and _is_mute(chain):
+        # v1alpha1 has no reason of its own for a machine that runs and whose agent is waited for
+        why, step = CAUSES["WaitingForCloudInit"].why, CAUSES["WaitingForCloudInit"].step
     if "Infrastructure" in own.reason and home is not None and home.reason:
         why = f"{why} ({home.reason}{': ' + home.message if home.message else ''})"
         why, step = _home_cause(home, why, step)
@@ -682,6 +685,12 @@ def _explained(
     if young and not failed:
         return verdict(None, subject, f"on its way: {own.reason or 'begun'}{lasting}")
     return verdict(status, subject, message, remedy=step, reason=own.reason, task=own.task)
+
+
+def _is_mute(chain: Chain) -> bool:
+    """Whether its agent should answer and does not."""
+    skips = chain.proxmox is not None and chain.proxmox.skips_agent
+    return chain.vm is not None and chain.vm.agent_addresses is None and not skips
 
 
 def _home_cause(home: ProxmoxHome, why: str, step: str) -> tuple[str, str]:

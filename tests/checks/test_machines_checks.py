@@ -377,6 +377,14 @@ def test_words_tell_more_than_the_reason(reason: str, told: str, cause: str):
     assert cause in found.message and told in found.message
 
 
+def test_running_machine_without_an_agent_is_told_apart_from_one_to_be_started():
+    """The older generation has one reason for both."""
+    mute = stuck("PoweringOn", vms=(vm(agent_addresses=None),))
+    off = stuck("PoweringOn", vms=(vm(status="stopped", agent_addresses=None),))
+    messages = [only(checks.no_machine_is_stuck(row, at=3601)).message for row in (mute, off)]
+    assert "agent does not answer" in messages[0] and "to be started" in messages[1]
+
+
 def test_failed_task_is_told_with_the_end_of_its_log():
     """Nobody has to look for the UPID."""
     failed = task("qmclone", "clone failed", lines=("create full clone", "can't lock file '/run/lock' - got timeout"))
