@@ -91,7 +91,7 @@ class Tenants:
         listening = _listen(int(kept.get("port", 0)) or (int(wish) if on_loopback(host) else 0))
         port = int(listening.getsockname()[1])
         title = str((configuration or {}).get("clusterName") or name)
-        context = _serving(ca_pem, ca_key, [title, host] if place else [name, f"{name}.{namespace}.svc"])
+        context = _serving(ca_pem, ca_key, [host] if place else [name, f"{name}.{namespace}.svc"])
         services = str(((configuration or {}).get("networking") or {}).get("serviceSubnet") or SERVICES)
         cluster = Cluster(self.clock, version=version, services=services)
         cluster.ca_pem = ca_pem

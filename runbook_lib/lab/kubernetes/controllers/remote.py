@@ -31,7 +31,7 @@ class RemoteClient(KubeClient):
             chosen = {entry["name"]: entry["context"] for entry in config["contexts"]}[config["current-context"]]
             cluster = {entry["name"]: entry["cluster"] for entry in config["clusters"]}[chosen["cluster"]]
             user = {entry["name"]: entry["user"] for entry in config["users"]}[chosen["user"]]
-            self._routes, self._server = routes or {}, cluster["server"].rstrip("/")
+            self._routes, self._server = routes if routes is not None else {}, cluster["server"].rstrip("/")
             super().__init__(cluster["server"], user.get("token", ""), name=name, ssl_context=_trust(cluster, user))
         except (KeyError, TypeError, yaml.YAMLError) as error:
             raise ValueError(f"invalid kubeconfig: {error}") from error

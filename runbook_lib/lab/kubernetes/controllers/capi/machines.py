@@ -431,7 +431,7 @@ async def _delete(
     drains = bool(node_name) and "deletionTimestamp" not in cluster["metadata"] and bool(remote)
 
     def hooks(prefix: str) -> str:
-        return ", ".join(sorted(key for key in annotations if key.startswith(f"{prefix}.")))
+        return ", ".join(sorted(key for key in annotations if key.startswith(prefix)))
 
     reason, message = "DeletionCompleted", ""
     if said := hooks(f"{PRE_DRAIN}.cluster.x-k8s.io"):
