@@ -96,6 +96,15 @@ def setting(
     )
 
 
+def look(pve: Any, k8s: Any, site: Any) -> Setting:
+    """The site as it is now, read from both sides."""
+    from runbook_lib import kubernetes, proxmox
+
+    cluster, storages = proxmox.cluster(pve), proxmox.storages(pve)
+    machines = proxmox.node_machines(pve, kubernetes.nodes(k8s), cluster, kubernetes.registered(k8s))
+    return setting(site, cluster, machines, storages, existing=kubernetes.class_parameters(k8s))
+
+
 def label_of(text: str) -> str:
     """The text as a label's value."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-_.")[:63]
@@ -368,7 +377,7 @@ def installation(
     if pem:
         plain.append((authority(what, pem), "The CA of Proxmox VE, so that the driver verifies whom it talks to"))
     parts = [granted, *(prepare.install_object(k8s, thing, run, summary=why) for thing, why in plain)]
-    parts += [_secret(k8s, site, run, what, name, component, root, insecure=not _verifies(site))
+    parts += [_secret(k8s, site, run, what, name, component, root, insecure=not verifies(site))
               for name, component in ((CCM, "ccm"), (PLUGIN, "csi"))]  # fmt: skip
     parts += [_labels(row, what) for row in what.machines]
     for name, values in ((CCM, ccm_values(what, trust=bool(pem))), (PLUGIN, plugin_values(what, trust=bool(pem)))):
@@ -443,13 +452,13 @@ def machine_paths(pve: Any, machines: Iterable[NodeMachine]) -> list[str]:
     return sorted(paths)
 
 
-def _verifies(site: Any) -> bool:
+def verifies(site: Any) -> bool:
     """Whether the driver can verify the certificate: by the site's CA, or by an authority of the system."""
     return bool(site.proxmox.verify and not site.proxmox.fingerprint)
 
 
 def _authority_of(site: Any) -> str:
-    return Path(site.proxmox.ca_file).expanduser().read_text() if _verifies(site) and site.proxmox.ca_file else ""
+    return Path(site.proxmox.ca_file).expanduser().read_text() if verifies(site) and site.proxmox.ca_file else ""
 
 
 def _secret(

@@ -152,6 +152,32 @@ def _short(names: list[str]) -> list[str]:
     return ["-".join(parts[cut:]) or name for parts, name in zip(split, names, strict=True)]
 
 
+def readings(measurements: Sequence[Measurement]) -> Figure:
+    """One row per measurement and subject: every reading as a dot, the median as a bar; a row per unit's scale."""
+    shown = [measurement for measurement in measurements if measurement.values]
+    units = list(dict.fromkeys(measurement.unit for measurement in shown))
+    rows = {unit: [measurement for measurement in shown if measurement.unit == unit] for unit in units}
+    figure, all_axes = _grid(height=0.8 + 0.38 * max(len(shown), 1) + 0.5 * len(units), rows=max(len(units), 1),
+                             shared=False)  # fmt: skip
+    for axes, unit in zip(all_axes, units, strict=False):
+        for place, measurement in enumerate(rows[unit]):
+            axes.plot(measurement.values, [place] * len(measurement.values), "o", color=SHADE, markersize=6)
+            axes.plot([measurement.percentile(50) or 0], [place], "|", color=INK, markersize=16, markeredgewidth=2.5)
+        names = [_text(f"{measurement.name} {measurement.subject}") for measurement in rows[unit]]
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlim(left=0)
+        axes.set_xlabel(f"{unit}; dots: readings, bar: median")
+    emulated = "Emulated. " if any(measurement.emulated for measurement in shown) else ""
+    if emulated:
+        figure.suptitle("emulated", x=0.99, ha="right", fontsize=8, color="#777777")
+    lines = (
+        f"{entry.name} {entry.subject}: median {entry.percentile(50) or 0:.4g} {entry.unit} of {len(entry.values)}"
+        for entry in shown
+    )
+    return _described(figure, emulated + "; ".join(lines))
+
+
 class StepLike(Protocol):
     """A step with its needs: `runner.StepSpec` and `model.StepRecord` both are one."""
 
@@ -230,11 +256,11 @@ def _canvas(*, height: float) -> tuple[Figure, Axes]:
     return figure, axes[0]
 
 
-def _grid(*, height: float, rows: int) -> tuple[Figure, list[Axes]]:
+def _grid(*, height: float, rows: int, shared: bool = True) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, height), layout="constrained")
-    axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+    axes = figure.subplots(rows, 1, sharex=shared, squeeze=False)[:, 0]
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
     return figure, list(axes)

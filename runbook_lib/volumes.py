@@ -85,11 +85,12 @@ SIZE_BLOCK = "blockdev --getsize64 /dev/volume"
 
 def workers(machines: Iterable[NodeMachine]) -> list[NodeMachine]:
     """The nodes on which a volume can be mounted: VMs, ready, schedulable, with the driver registered."""
-    return [
+    fit = [
         row
         for row in machines
         if row.vmid is not None and row.ready == "True" and row.schedulable and row.max_volumes is not None
     ]
+    return sorted(fit, key=lambda row: (row.control_plane, row.node))  # control planes only where nothing else is
 
 
 def pair(case: ClassCase, machines: Iterable[NodeMachine]) -> tuple[NodeMachine | None, NodeMachine | None]:
@@ -517,7 +518,7 @@ class Witness:
             )
 
     def _patiently(self, see: Object, began: float) -> tuple[bool, str, int | None]:
-        pause, limit = 0.05, began + float(see.get("seconds", self.seconds))
+        pause, limit = 0.02, began + float(see.get("seconds", self.seconds))
         look = getattr(self, f"_{see['stage']}")
         while True:
             try:

@@ -179,6 +179,20 @@ def driver_verifies_tls(verifies: bool) -> Iterator[Finding]:
     yield verdict(Status.PASS if verifies else Status.WARN, "config.yaml", f"the driver {told}")
 
 
+@check(
+    title="Nothing is in the way of the driver",
+    remedy="See the reason; nothing was sent.",
+    source="Sprint 3.2",
+)
+def driver_may_be_installed(problems: Sequence[str], planned: int) -> Iterator[Finding]:
+    """One finding per reason against it, and one for what is planned."""
+    for problem in problems:
+        yield verdict(False, problem.partition(":")[0], problem)
+    if not problems:
+        told = f"{planned} changes are planned" if planned else "driver and cloud controller are there as wanted"
+        yield verdict(True, "plan", told)
+
+
 # --- installed ---------------------------------------------------------------------------------------
 
 
@@ -218,9 +232,12 @@ def driver_pods_run(parts: Iterable[DriverPart]) -> Iterator[Finding]:
     "(issues 116, 349); with a nodeSelector that matches nothing there is no pod (issue 93).",
     source="CSINode spec.drivers; proxmox-csi-plugin issue 152: without topology keys nothing is scheduled",
 )
-def driver_is_registered(machines: Iterable[NodeMachine]) -> Iterator[Finding]:
-    """One finding per schedulable node that is a VM: the driver is in its CSINode, with both topology keys."""
-    for row in machines:
+def driver_is_registered(machines: Iterable[NodeMachine], parts: Sequence[DriverPart]) -> Iterator[Finding]:
+    """One finding per schedulable node that is a VM: the driver is in its CSINode, with both topology keys.
+
+    A skip where no pod of the driver is there at all.
+    """
+    for row in machines if parts else ():
         if row.vmid is None or not row.schedulable:
             continue
         if row.max_volumes is None and not row.topology_keys:
@@ -239,13 +256,13 @@ def driver_is_registered(machines: Iterable[NodeMachine]) -> Iterator[Finding]:
     source="CSIStorageCapacity; proxmox-csi-plugin GetCapacity",
 )
 def capacity_is_told(room: Iterable[Mapping[str, object]], classes: Iterable[ClassCase]) -> Iterator[Finding]:
-    """One finding per class that works: a capacity above zero somewhere."""
+    """One finding per class that is there: a capacity above zero somewhere."""
     told: dict[str, list[int]] = defaultdict(list)
     for row in room:
         free = row.get("free_bytes")
         told[str(row["class"])].append(free if isinstance(free, int) else 0)
     for case in classes:
-        if case.problems:
+        if case.problems or not case.made:
             continue
         best = max(told.get(case.name, [0]))
         message = f"{case.name}: {len(told.get(case.name, []))} places, up to {best / GIB:.0f} GiB"

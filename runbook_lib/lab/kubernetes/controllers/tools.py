@@ -9,6 +9,7 @@ import json
 import operator
 import posixpath
 import random
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -150,6 +151,8 @@ def _echo(call: Call) -> int:
 
 def _printf(call: Call) -> int:
     form, arguments = call.words[1].replace("\\n", "\n").replace("\\t", "\t"), list(call.words[2:])
+    while arguments and (padded := re.search(r"%0(\d+)d", form)):
+        form = form.replace(padded[0], arguments.pop(0).zfill(int(padded[1])), 1)
     for spec in ("%s", "%d", "%i"):
         while spec in form:
             form = form.replace(spec, arguments.pop(0) if arguments else "", 1)
@@ -558,11 +561,15 @@ def _forever(_: Call) -> int:
 async def _fio(call: Call) -> int:
     """What fio would measure: seeded figures of a good disk, marked as emulated."""
     given = {word[2:].partition("=")[0]: word.partition("=")[2] for word in call.words[1:] if word.startswith("--")}
+    for path in call.rest:
+        given = _fio_job(call, path, given.get("section", "")) | given
+        if "name" not in given:
+            return call.error(f"fio: job file {path} has no section {given.get('section', '')}\n")
     rw, block = given.get("rw", given.get("readwrite", "randread")), size_of(given.get("bs", "4k"))
     path = given.get("filename") or posixpath.join(given.get("directory", "/tmp"), f"{given.get('name', 'job')}.0.0")
     size = size_of(given.get("size", "256M"))
     seconds = float(given.get("runtime", "0").rstrip("s") or 0) or size / DISK_BYTES_PER_SECOND
-    dice = random.Random(f"{call.place.pod['metadata'].get('uid', '')}/{rw}/{block}")
+    dice = random.Random(f"{call.place.pod['metadata'].get('uid', '')}/{rw}/{block}/{call.place.now()}")
     depth = int(given.get("iodepth", 1)) * int(given.get("numjobs", 1))
     sequential = "rand" not in rw
     rate = min(3200 * depth**0.75, 48_000.0) if not sequential else 420e6 / block
@@ -590,6 +597,23 @@ async def _fio(call: Call) -> int:
                         "usr_cpu": 1.9, "sys_cpu": 6.2}]}  # fmt: skip
     call.out(json.dumps(report, indent=2) + "\n")
     return 0
+
+
+def _fio_job(call: Call, path: str, wanted: str) -> dict[str, str]:
+    """The options of one section of a job file, over those of [global]; the first section unless one is named."""
+    sections: dict[str, dict[str, str]] = {}
+    section = "global"
+    for line in raw(call.inputs([path])[0][1]).decode(errors="replace").splitlines():
+        text = line.partition(";")[0].partition("#")[0].strip()
+        if text.startswith("[") and text.endswith("]"):
+            section = text[1:-1]
+        elif text:
+            key, _, value = text.partition("=")
+            sections.setdefault(section, {})[key.strip()] = value.strip()
+    jobs = [name for name in sections if name != "global" and wanted in {"", name}]
+    if not jobs:
+        return {}
+    return {**sections.get("global", {}), **sections[jobs[0]], "name": jobs[0]}
 
 
 def _fio_side(iops: float, block: int, seconds: float, depth: int) -> dict[str, object]:
