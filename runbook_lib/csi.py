@@ -569,8 +569,10 @@ def settled(k8s: Any, what: Setting, applied: Any, *, timeout_seconds: float = R
         return []
     for name in (CCM, PLUGIN):
         path = f"{base}/namespaces/{what.namespace}/helmreleases/{name}"
-        _wait(k8s, path, _is_ready, timeout_seconds)
-    for row in what.machines:
+        _wait(k8s, path, _is_decided, timeout_seconds)
+    if not _is_ready(k8s.find(f"{base}/namespaces/{what.namespace}/helmreleases/{PLUGIN}")):
+        timeout_seconds = 0.0
+    for row in what.machines if timeout_seconds else ():
         if row.vmid is not None and row.schedulable and row.ready == "True":
             _wait(k8s, f"{kubernetes_storage.STORAGE}/csinodes/{row.node}", _has_driver, timeout_seconds / 5)
     return [row for row in kubernetes.releases(k8s) if row.namespace == what.namespace]
@@ -588,6 +590,12 @@ def _is_ready(thing: Mapping[str, Any] | None) -> bool:
     fresh = status.get("observedGeneration") == ((thing or {}).get("metadata") or {}).get("generation")
     rows = status.get("conditions") or ()
     return fresh and any(row["type"] == "Ready" and row["status"] == "True" for row in rows)
+
+
+def _is_decided(thing: Mapping[str, Any] | None) -> bool:
+    """Whether the release is there, or Flux has given it up."""
+    rows = ((thing or {}).get("status") or {}).get("conditions") or ()
+    return _is_ready(thing) or any(row["type"] == "Stalled" and row["status"] == "True" for row in rows)
 
 
 def _has_driver(thing: Mapping[str, Any] | None) -> bool:
