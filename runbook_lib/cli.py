@@ -343,11 +343,24 @@ def lab_up(
     seed: Annotated[
         int | None, typer.Option(help="What looks random follows it: same seed, same run.", show_default="1")
     ] = None,
+    apiserver: Annotated[
+        str | None,
+        typer.Option(
+            help="`real`: run the cluster on kube-apiserver and etcd of KUBEBUILDER_ASSETS, or on --kubeconfig.",
+            show_default="own",
+        ),
+    ] = None,
+    kubeconfig: Annotated[
+        Path | None,
+        typer.Option(help="A bare API server to run the cluster on; its current context counts.", show_default=False),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Start the lab, or go on with the one that is up, and tell how to reach it.
 
-    Examples: `runbook lab up --scenario fresh-node --dir /tmp/one --json` · `runbook lab up --crds ../crds`
+    Examples: `runbook lab up --scenario fresh-node --dir /tmp/one --json` · `runbook lab up --crds ../crds` ·
+    `KUBEBUILDER_ASSETS=$(setup-envtest use -p path) runbook lab up --apiserver real` ·
+    `runbook lab up --apiserver real --kubeconfig bare.kubeconfig --dir /tmp/real`
     """
     from runbook_lib.lab import control
 
@@ -359,6 +372,8 @@ def lab_up(
         kubernetes_port=kubernetes_port,
         crds=crds,
         seed=seed,
+        apiserver=apiserver,
+        kubeconfig=kubeconfig,
     )
     _print_connection(up, json_)
 

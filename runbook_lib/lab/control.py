@@ -24,7 +24,7 @@ from typing import Any
 
 from ..errors import LabError
 
-START_SECONDS = 30.0
+START_SECONDS, REAL_START_SECONDS = 30.0, 120.0
 STOP_SECONDS = 10.0
 _LONGEST_SOCKET = 100  # the kernel's limit is 108 bytes, 104 elsewhere
 
@@ -130,6 +130,7 @@ def connection(folder: str | Path | None = None) -> Connection:
     told = request(folder, "GET", "/status")
     secrets = json.loads((folder / "secrets.json").read_text(encoding="utf-8"))
     ca_file = str(folder / "ca.pem")
+    real = told.get("apiserver") == "real"
     return Connection(
         ProxmoxConnection(
             url=told["proxmox_url"],
@@ -141,9 +142,9 @@ def connection(folder: str | Path | None = None) -> Connection:
         ),
         KubernetesConnection(
             url=told["kubernetes_url"],
-            ca_file=ca_file,
+            ca_file=str(folder / "kubernetes-ca.pem") if real else ca_file,
             kubeconfig=str(folder / "kubeconfig"),
-            token=secrets["kubernetes_token"],
+            token=secrets.get("kubernetes_real_token", "") if real else secrets["kubernetes_token"],
         ),
     )
 
@@ -157,6 +158,8 @@ def up(
     kubernetes_port: int = 0,
     seed: int | None = None,
     crds: str | Path | None = None,
+    apiserver: str | None = None,
+    kubeconfig: str | Path | None = None,
 ) -> Connection:
     """The lab in the folder: started, or as it is when it is up with the same scenario.
 
@@ -164,6 +167,8 @@ def up(
     only chosen at the start, and so is `seed`, from which all chance comes; the scenario's unless told.
     `scale` is how many times faster than life tasks and boots go; 60 unless told.
     `crds` is a folder of CustomResourceDefinitions that the lab serves beside its own, from now on.
+    `apiserver` "real" puts the cluster into an API server that is not the lab's own: one that it starts from the
+    binaries in `KUBEBUILDER_ASSETS`, or the one of `kubeconfig`, where nothing else may be at work.
     Two calls at once start one lab. Raises LabError with the end of lab.log when it does not start.
     """
     folder = (Path(folder) if folder else default_folder()).resolve()
@@ -173,11 +178,13 @@ def up(
     try:
         with FileLock(folder / "up.lock", timeout=START_SECONDS):
             running = status(folder)
+            real = _real(apiserver, kubeconfig, running)
             if running is None:
                 wanted = scenario or "healthy"
                 told = ["--scale", str(60.0 if scale is None else scale)]
                 told += ["--proxmox-port", str(proxmox_port), "--kubernetes-port", str(kubernetes_port)]
                 told += ["--seed", str(seed)] if seed is not None else []
+                told += real
                 _start(folder, _named(wanted), told)
                 running = request(folder, "GET", "/status")
             if scenario is not None and running["scenario"] != _named(scenario):
@@ -200,6 +207,30 @@ def ensure(folder: str | Path | None = None, *, scenario: str, scale: float) -> 
     if running is not None:
         return connection(folder), str(running["scenario"])
     return up(folder, scenario=scenario, scale=scale), scenario
+
+
+def _real(apiserver: str | None, kubeconfig: str | Path | None, running: Mapping[str, Any] | None) -> list[str]:
+    """What a lab that is to be started is told of its API server. Raises LabError before a process is."""
+    wanted = apiserver or ("real" if kubeconfig else None)
+    if wanted not in {None, "own", "real"}:
+        raise LabError("start the lab", f"there is no API server {wanted!r}", "own or real")
+    if running is not None:
+        if wanted is not None and wanted != running.get("apiserver", "own"):
+            came = f"it is up with {'a real' if running.get('apiserver') == 'real' else 'its own'} API server"
+            raise LabError("change the lab's API server", came, "take it down first: `runbook lab down`")
+        return []
+    if wanted != "real":
+        if kubeconfig:
+            raise LabError("start the lab", "--kubeconfig names an API server that --apiserver own does not use")
+        return []
+    from . import apiserver as real  # fails early and clearly, before a process is started
+
+    if kubeconfig is None:
+        real.assets(os.environ)
+        return ["--apiserver", "real"]
+    path = Path(kubeconfig).expanduser().resolve()
+    real.read_kubeconfig(path)
+    return ["--apiserver", "real", "--kubeconfig", str(path)]
 
 
 def _named(scenario: str) -> str:
@@ -249,11 +280,16 @@ def _start(folder: Path, scenario: str, told: list[str]) -> None:
     finally:
         os.close(descriptor)
         os.close(theirs)
+    seconds = REAL_START_SECONDS if "real" in told else START_SECONDS
     try:
-        _await_ready(folder, process, ours, began)
+        _await_ready(folder, process, ours, began, seconds)
     except BaseException:
-        process.kill()
-        process.wait()
+        process.terminate()  # it may have started an API server, which is to end with it
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         raise
     finally:
         os.close(ours)
@@ -266,13 +302,15 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
 
-def _await_ready(folder: Path, process: subprocess.Popen[bytes], pipe: int, began: int) -> None:
-    readable, _, _ = select.select([pipe], [], [], START_SECONDS)
+def _await_ready(
+    folder: Path, process: subprocess.Popen[bytes], pipe: int, began: int, seconds: float = START_SECONDS
+) -> None:
+    readable, _, _ = select.select([pipe], [], [], seconds)
     if readable and os.read(pipe, 16).startswith(b"ready"):
         return
     asked = f"start the lab in {folder}"
     if not readable:
-        raise LabError(asked, f"not ready within {START_SECONDS:.0f} s", f"see {folder / 'lab.log'}")
+        raise LabError(asked, f"not ready within {seconds:.0f} s", f"see {folder / 'lab.log'}")
     process.wait()
     said = (folder / "lab.log").read_bytes()[began:].decode(errors="replace").strip().splitlines()
     raise LabError(asked, said[-1] if said else f"exit code {process.returncode}", f"see {folder / 'lab.log'}")

@@ -12,10 +12,12 @@ from typing import Any, cast
 import yaml
 from aiohttp import web
 
+from .apiserver import Reached
 from .clock import Clock
+from .furnishing import furnish
 from .kubernetes import crd, seeds
 from .kubernetes.cluster import Cluster, User
-from .kubernetes.controllers import Handles, metrics, start_all
+from .kubernetes.controllers import Handles, metrics, start_all, start_with
 from .kubernetes.server import create_app
 from .monitoring.plug import Monitoring
 from .tenants import Tenants, first_objects
@@ -38,6 +40,7 @@ class Platform:
     controllers: Handles | None = None
     tenants: Tenants = field(default_factory=lambda: Tenants(Clock()))
     monitoring: Monitoring | None = None
+    seeded: list[dict[str, Any]] = field(default_factory=list)
 
     async def start(self, url: str, ca_file: str, clock: Clock) -> None:
         """Start the controllers against the API, which answers by now. A cluster without nodes has none."""
@@ -53,6 +56,14 @@ class Platform:
         # The server awaits what a hook leaves to await.
         self.cluster.pod_exec = cast(Any, self.controllers.kubelets.pod_exec)
 
+    async def start_on(self, reached: Reached, clock: Clock) -> None:
+        """Put the cluster into another API server and start the controllers there.
+
+        What an API server asks of kubelets, logs and exec, is not answered: it would ask at the nodes' addresses.
+        """
+        await furnish(reached.client, self.seeded)
+        self.controllers = await start_with(reached.client, clock, self.section, self.tenants)
+
     async def stop(self) -> None:
         """End the controllers."""
         if self.monitoring is not None:
@@ -64,10 +75,13 @@ class Platform:
         await self.tenants.close()
 
 
-def build(section: Mapping[str, Any], *, clock: Clock, admin_token: str, ca_pem: str) -> Platform:
+def build(
+    section: Mapping[str, Any], *, clock: Clock, admin_token: str, ca_pem: str, elsewhere: bool = False
+) -> Platform:
     """The cluster that the `kubernetes:` section of a scenario describes, not yet served.
 
-    Without nodes it is a bare API server: namespaces, RBAC defaults and nothing else.
+    Without nodes it is a bare API server: namespaces, RBAC defaults and nothing else. One that is to live `elsewhere`,
+    on another API server, is kept as the objects it is made of.
     """
     flavour = str(section.get("flavour", "cozystack-1.6"))
     if flavour not in seeds.FLAVOURS:
@@ -75,14 +89,18 @@ def build(section: Mapping[str, Any], *, clock: Clock, admin_token: str, ca_pem:
     version = seeds.kubernetes_version(section)
     cluster = Cluster(clock, version=version)
     cluster.ca_pem = ca_pem
+    seeded: list[dict[str, Any]] = []
     if section.get("nodes"):
-        cluster.load([*seeds.cozystack(section, now=clock.now()), *_discovery(section, ca_pem, version)])
+        seeded += [*seeds.cozystack(section, now=clock.now()), *_discovery(section, ca_pem, version)]
     if section.get("crds"):
-        cluster.load(crd.read_folder(Path(str(section["crds"]))))
+        seeded += crd.read_folder(Path(str(section["crds"])))
+    if not elsewhere:
+        cluster.load(seeded)
+        seeded = []
     inner = secrets.token_urlsafe(24)
     cluster.tokens[admin_token] = User("lab-admin", MASTERS)
     cluster.tokens[inner] = User("system:kube-controller-manager", MASTERS)
-    return Platform(cluster, create_app(cluster), section, inner, tenants=Tenants(clock, section))
+    return Platform(cluster, create_app(cluster), section, inner, tenants=Tenants(clock, section), seeded=seeded)
 
 
 def _discovery(section: Mapping[str, Any], ca_pem: str, version: str) -> list[dict[str, Any]]:

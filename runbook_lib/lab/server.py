@@ -20,7 +20,7 @@ import sys
 import time
 import uuid
 from asyncio import sslproto
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from aiohttp import web
 from ..errors import LabError
 from . import incident as incidents
 from . import scenario as scenarios
+from .apiserver import Real
 from .clock import Clock
 from .control import socket_path
 from .faults import Fault, Faults, fault_from
@@ -51,6 +52,7 @@ log = logging.getLogger("runbook_lib.lab")
 
 ROOT = "root@pam"
 TOKEN = "rehearsal"
+REAL_TOKEN = "kubernetes_real_token"
 KEPT = "kept.json"
 """Where a lab that was asked to keep its state leaves it for the next one in the folder."""
 GRACE_SECONDS = 0.1
@@ -99,8 +101,10 @@ class Lab:
         proxmox_port: int = 0,
         kubernetes_port: int = 0,
         seed: int | None = None,
+        real: Real | None = None,
     ) -> None:
         self.folder = folder
+        self.real = real
         self.scenario = scenarios.load(scenario)
         self.clock = Clock(scale)
         self._seed = seed  # asked for at the start; else each scenario brings its own
@@ -129,6 +133,8 @@ class Lab:
         With `grow` it begins with what the scenario builds on, and its incident happens from now on.
         """
         async with self._changing:
+            if self.real is not None and self.real.reached is not None:
+                raise _not_ours("begin anew")
             wanted = scenarios.load(name) if name else scenarios.load(self.scenario.name)
             wanted = wanted.beginning() if grow else wanted
             rules = [fault_from(entry) for entry in wanted.faults]
@@ -187,6 +193,7 @@ class Lab:
             clock=self.clock,
             admin_token=self.secrets["kubernetes_token"],
             ca_pem=self.ca.cert_pem.bytes().decode(),
+            elsewhere=self.real is not None,
         )
         return state, platform
 
@@ -201,6 +208,8 @@ class Lab:
 
     async def define(self, folder: Path) -> int:
         """How many CustomResourceDefinitions of a folder are served now, and after every reset to come."""
+        if self.real is not None:
+            raise _not_ours("load definitions")
         found = await asyncio.to_thread(crd.read_folder, folder)
         if not found:
             raise LabError(f"load definitions from {folder}", "no YAML or JSON file there holds one")
@@ -214,6 +223,8 @@ class Lab:
 
     def kept(self) -> dict[str, Any]:
         """Everything the lab knows now: scenario, faults, both clusters."""
+        if self.real is not None:
+            raise _not_ours("keep the lab's state")
         if self.state is None or self._platform is None:
             raise LabError("keep the lab's state", "the lab is not up yet")
         return {
@@ -226,6 +237,8 @@ class Lab:
 
     async def give_back(self, kept: Mapping[str, Any]) -> None:
         """Put what `kept` told in the place of everything, or change nothing; its scenario tells what is not kept."""
+        if self.real is not None:
+            raise _not_ours("restore the lab's state")
         missing = {"scenario", "faults", "proxmox", "kubernetes"} - kept.keys()
         if missing:
             raise ValueError(f"no snapshot of a lab: it lacks {', '.join(sorted(missing))}")
@@ -253,7 +266,27 @@ class Lab:
         self.show_certificates()
         await self.proxmox_site.serve(create_proxmox(state, [self.faults.middleware("proxmox")]), context)
 
+    async def _join_real(self, real: Real, platform: Platform) -> None:
+        """Nothing; the cluster lives on the API server that was asked for."""
+        reached = await real.start(self.ca)
+        self._platform = platform
+        real.write_authority()
+        self.secrets[REAL_TOKEN] = reached.token
+        write_private(self.folder / "secrets.json", json.dumps(self.secrets, indent=1) + "\n")
+        await platform.start_on(reached, self.clock)
+        self._inhabit(platform)
+
+    @property
+    def kubernetes_url(self) -> str:
+        """Where the cluster's API server answers."""
+        if self.real is not None and self.real.reached is not None:
+            return self.real.reached.url
+        return self.kubernetes_site.url
+
     async def _serve_kubernetes(self, platform: Platform) -> None:
+        if self.real is not None:
+            await self._join_real(self.real, platform)
+            return
         settings = dict(self.scenario.kubernetes.get("tls") or {})
         names = settings.pop("names", None) or NAMES
         context, _ = server_certificate(self.ca, names, **settings)
@@ -274,8 +307,8 @@ class Lab:
         if self.state is None or platform.controllers is None:
             return
         self.machines = Machines(self.state, self.clock)
-        home = Home(self.kubernetes_site.url, platform.controllers.context)
-        self.machines.add(home, *endpoints(platform.section), self.kubernetes_site.url.removeprefix("https://"))
+        home = Home(self.kubernetes_url, platform.controllers.context)
+        self.machines.add(home, *endpoints(platform.section), self.kubernetes_url.removeprefix("https://"))
         inside = self.machines
         platform.tenants.listen(lambda place, url, context: inside.add(Home(url, context), place))
         inside.routes = platform.controllers.context.routes
@@ -311,6 +344,8 @@ class Lab:
             await self.state.tasks.cancel()
         if self._platform is not None:
             await self._platform.stop()
+        if self.real is not None:
+            await self.real.stop()
 
     async def close(self) -> None:
         """End both APIs and everything that runs behind them."""
@@ -323,6 +358,8 @@ class Lab:
         config = kubeconfig(
             self.kubernetes_site.url, self.ca.cert_pem.bytes().decode(), self.secrets["kubernetes_token"]
         )
+        if self.real is not None and (reached := self.real.reached) is not None:
+            config = reached.kubeconfig or kubeconfig(reached.url, reached.ca_pem, reached.token)
         write_private(self.folder / "kubeconfig", config)
         write_private(
             self.folder / "state.json",
@@ -340,12 +377,19 @@ class Lab:
             "scale": self.clock.scale if math.isfinite(self.clock.scale) else "inf",
             "offset_seconds": self.clock.offset,
             "proxmox_url": self.proxmox_site.url,
-            "kubernetes_url": self.kubernetes_site.url,
+            "kubernetes_url": self.kubernetes_url,
+            "apiserver": "own" if self.real is None else "real",
             "proxmox_version": self.state.flavour if self.state else "",
             "faults": self.faults.rules(),
             "happened": list(self._happened),
             "crds": self.crds,
         }
+
+
+def _not_ours(asked: str) -> LabError:
+    """What cannot be done to an API server that is not the lab's own."""
+    hint = "take the lab down and bring it up anew; an API server of a kubeconfig is emptied by its owner"
+    return LabError(asked, "the API server is not the lab's own", hint)
 
 
 def _site(port: int, last: int) -> Site:
@@ -508,7 +552,8 @@ async def run(lab: Lab, ready: Callable[[], None]) -> None:
     runner = web.AppRunner(control_app(lab, stop), access_log=None, shutdown_timeout=GRACE_SECONDS)
     path = socket_path(lab.folder)
     try:
-        await lab.load()
+        if not await _unless_stopped(lab.load(), stop):
+            return
         kept = lab.folder / KEPT
         if kept.is_file():
             await lab.give_back(_read_kept(kept))
@@ -526,6 +571,21 @@ async def run(lab: Lab, ready: Callable[[], None]) -> None:
         (lab.folder / "state.json").unlink(missing_ok=True)
         await runner.cleanup()
         await lab.close()
+
+
+async def _unless_stopped(work: Coroutine[Any, Any, None], stop: asyncio.Event) -> bool:
+    """Whether the work was done; it is cancelled when the lab is asked to stop before."""
+    task, asked = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([task, asked], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            return False
+        await task
+        return True
+    finally:
+        asked.cancel()
 
 
 async def _until_gone(file: Path, stop: asyncio.Event) -> None:
@@ -554,6 +614,7 @@ def serve(args: argparse.Namespace) -> int:
             proxmox_port=args.proxmox_port,
             kubernetes_port=args.kubernetes_port,
             seed=args.seed,
+            real=Real(folder, Path(args.kubeconfig) if args.kubeconfig else None) if args.apiserver == "real" else None,
         )
         await run(lab, ready)
 
@@ -575,6 +636,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kubernetes-port", type=int, default=0)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--ready-fd", type=int)
+    parser.add_argument("--apiserver", choices=("own", "real"), default="own")
+    parser.add_argument("--kubeconfig")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     return serve(args)

@@ -100,8 +100,8 @@ class Tenants:
         if "cluster" in kept:
             state.restore(cluster, kept["cluster"])
         else:
-            known = f"https://{place}" if place else url
-            cluster.load(first_objects(title, known, ca_pem, version, configuration))
+            named = f"https://{place}" if place else url
+            cluster.load(first_objects(title, named, ca_pem, version, configuration))
         token = secrets.token_urlsafe(24)
         cluster.tokens[token] = User("system:kube-controller-manager", CONTROLLERS)
         runner = web.AppRunner(create_app(cluster), access_log=None, shutdown_timeout=0.1)

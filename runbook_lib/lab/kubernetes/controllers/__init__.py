@@ -47,7 +47,7 @@ from .kubelet import Kubelets
 from .network import World, world
 from .processes import Processes, Program
 
-__all__ = ["Handles", "World", "start_all", "world"]
+__all__ = ["Handles", "World", "start_all", "start_with", "world"]
 
 MANAGERS: tuple[Callable[[Context], Coroutine[Any, Any, None]], ...] = (
     bootstrap_tokens.run,
@@ -115,13 +115,24 @@ async def start_all(
     section: Mapping[str, Any] | None = None,
     control_planes: ControlPlanes | None = None,
 ) -> Handles:
-    """Every controller, started against the API server.
+    """Every controller, started against the API server at that address, known by that token.
 
     `section` is the scenario's `kubernetes:` and tells what lies outside the cluster. `control_planes` can serve
     tenants' control planes.
     """
+    return await start_with(
+        KubeClient(base_url, token, ca_file, name="lab-controllers"), clock, section, control_planes
+    )
+
+
+async def start_with(
+    client: KubeClient,
+    clock: Clock,
+    section: Mapping[str, Any] | None = None,
+    control_planes: ControlPlanes | None = None,
+) -> Handles:
+    """Every controller, started with that client of an API server; it is closed with them."""
     section = section or {}
-    client = KubeClient(base_url, token, ca_file, name="lab-controllers")
     context = Context(client, clock, world(section), seed=int(section.get("seed", 1)), control_planes=control_planes)
     kubelets = Kubelets(context, Processes(context, PROGRAMS))
     context.spawn(scheduler.run(context), name="lab-scheduler")

@@ -6,8 +6,11 @@ import hashlib
 from collections.abc import Mapping
 
 KNOWN_REGISTRIES = frozenset(
-    {"docker.io", "registry.k8s.io", "ghcr.io", "quay.io", "gcr.io", "public.ecr.aws", "mirror.gcr.io"}
-)
+    {
+        "docker.io", "registry.k8s.io", "ghcr.io", "quay.io", "gcr.io", "public.ecr.aws", "mirror.gcr.io",
+        "cr.fluentbit.io", "docker-registry3.mariadb.com",
+    }
+)  # fmt: skip
 _PULL_FAILURES = {
     "timeout": "dial tcp: i/o timeout",
     "denied": (
