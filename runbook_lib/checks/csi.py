@@ -688,8 +688,10 @@ def trials_left_nothing(
     *,
     home: str = "",
 ) -> Iterator[Finding]:
-    """One finding per side: no volume, attachment or disk of this run's claims is there any more."""
-    rows = list(volumes)
+    """One finding per side: no volume, attachment or disk of this run's claims is there; a skip without trials."""
+    rows, seen = list(volumes), list(seen)
+    if not seen:
+        return
     left = [row for row in rows if row.claim.partition("/")[0] == home]
     held = {row.name for row in left}
     known = {row.volid for row in rows}
