@@ -6,6 +6,7 @@ Usage: python scripts/write_docs.py            (tests/test_docs_cli.py fails whi
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,7 @@ def _section(path: str, command: Any) -> str:
     if rows:
         parts.append("\n".join(["| what | meaning | by default |", "|---|---|---|", *rows]))
     if examples:
-        parts.append("\n".join(["```", *(part.strip(" `\n") for part in examples.split(" · ")), "```"]))
+        parts.append("\n".join(["```", *(part.strip(" `\n") for part in re.split(r"\s+·\s+", examples)), "```"]))
     return "\n\n".join(parts)
 
 

@@ -277,7 +277,7 @@ def test_an_interrupted_start_leaves_no_process(folder: Path, monkeypatch: pytes
     """Ctrl-C while the lab starts ends the lab, too."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def interrupted(folder: Path, process: subprocess.Popen[bytes], pipe: int, began: int) -> None:
+    def interrupted(folder: Path, process: subprocess.Popen[bytes], pipe: int, began: int, seconds: float) -> None:
         started.append(process)
         raise KeyboardInterrupt
 
