@@ -544,3 +544,50 @@ def test_every_public_name_can_be_imported() -> None:
 def test_marks_are_as_proxmox_stores_them() -> None:
     """Tags are stored in lower case."""
     assert mark("20261123T190312Z-4f2a") == "runbook-20261123t190312z-4f2a"
+
+
+# --- a plan in parts ----------------------------------------------------------------------------------
+
+
+def parts() -> Any:
+    """Two objects to borrow, each a part of its own."""
+    from dataclasses import replace
+
+    first, second = (prepare.borrow_object(config_map(name), "run", summary="").changes[0] for name in ("a", "b"))
+    return [first, replace(second, action="later")]
+
+
+def test_a_plan_is_carried_out_in_parts_under_one_approval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Approved once as a whole; what was begun in time may be ended, though the approval is spent."""
+    made = make(tmp_path, monkeypatch, changes="ask")
+    plan = made.plan(parts())
+    with pytest.raises(ApprovalNeeded):
+        made.apply(plan, only="create")
+    grant(tmp_path / "outputs" / "lab" / "approvals", plan.digest)
+    done = [len(made.apply(plan, only=name).done) for name in ("create", "later")]
+    assert done == [1, 1] and not pending(tmp_path / "outputs" / "lab" / "approvals")
+    report = made.clean_up()
+    assert report is not None and len(report.undone) == 2 and not report.failed
+
+
+def test_a_part_that_was_never_begun_needs_approval_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An approval of one plan is none of another."""
+    made = make(tmp_path, monkeypatch, changes="ask")
+    plan, other = made.plan(parts()), made.plan(parts()[:1])
+    grant_all = tmp_path / "outputs" / "lab" / "approvals"
+    with pytest.raises(ApprovalNeeded):
+        made.apply(plan, only="create")
+    grant(grant_all, plan.digest)
+    made.apply(plan, only="create")
+    with pytest.raises(ApprovalNeeded):
+        made.apply(other, only="create")
+    made.clean_up()
+
+
+def test_what_is_kept_for_other_tools_is_redacted_and_private(opened: Step) -> None:
+    """A file in the run's `manifests/`, readable by its owner alone."""
+    secrets.register("s3cret-canary-value")
+    path = opened.keep("cluster.yaml", "token: s3cret-canary-value\n")
+    assert path.parent.name == "manifests" and path.name == "13-cluster.yaml"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert "s3cret" not in path.read_text(encoding="utf-8")
