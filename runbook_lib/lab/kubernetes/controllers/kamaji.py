@@ -6,16 +6,16 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
+from . import kamaji_objects
 from .capi import conditions
 from .capi.manager import Manager, at_turns
 from .capi.objects import CLUSTER_NAME, ContractUnknown, is_paused
 from .client import Key, Object, Refused
 from .context import Context
-from .control_planes import Endpoint
 from .processes import Process, Program
 from .reconcile import reconcile
 
-SECRETS = "/api/v1/secrets"
+SECRETS, SERVICES, DEPLOYMENTS = "/api/v1/secrets", "/api/v1/services", "/apis/apps/v1/deployments"
 TENANTS = "/apis/kamaji.clastix.io/v1alpha1/tenantcontrolplanes"
 FINALIZER = "finalizer.kamaji.clastix.io"
 KUBECONFIG_KEY = "kamaji.clastix.io/kubeconfig-secret-key"
@@ -34,7 +34,12 @@ async def run_operator(context: Context, process: Process) -> None:
     async def work(key: Key, item: Object | None) -> float | None:
         return await _serve(context, process, key, item)
 
-    await reconcile(context, cache, work)
+    def owner(item: Object) -> list[Key]:
+        rows = item["metadata"].get("ownerReferences") or ()
+        return [(item["metadata"]["namespace"], row["name"]) for row in rows if row["kind"] == "TenantControlPlane"]
+
+    also = [(context.cache(DEPLOYMENTS), owner), (context.cache(SERVICES), owner)]
+    await reconcile(context, cache, work, also=also)
 
 
 async def _serve(context: Context, process: Process, key: Key, item: Object | None) -> float | None:
@@ -65,18 +70,65 @@ async def _serve(context: Context, process: Process, key: Key, item: Object | No
     if FINALIZER not in finalizers:
         item = await context.client.patch(path, {"metadata": {"finalizers": [*finalizers, FINALIZER]}})
         await cache.caught_up(item)
-    replicas = (item["spec"].get("controlPlane") or {}).get("deployment", {}).get("replicas", 2)
-    if replicas == 0:
+    before = await _put(context, SERVICES, kamaji_objects.service(item))
+    running = await _put(context, DEPLOYMENTS, kamaji_objects.deployment(item))
+    told = running.get("status") or {}
+    now = kamaji_objects.state(item, told, running["metadata"].get("generation", 1))
+    if now in {"Sleeping", "NotReady"}:  # nobody is there to answer; what was written stays in its data store
         await planes.stop(*key, forget=False)
-        await _report(context, path, item, status_of(item, None, context.stamp()))
+        await _report(context, path, item, kamaji_objects.status(item, None, running, before, context.stamp()))
         return None
     authority = await _known_authority(context, key)
     version = str((item["spec"].get("kubernetes") or {}).get("version", "v1.33.0"))
     endpoint = await planes.start(*key, version, authority=authority)
-    for name, data in secrets_of(key[1], endpoint).items():
-        await _keep(context, item, name, data)
-    await _report(context, path, item, status_of(item, endpoint, context.stamp()))
+    missing = {tail for tail in kamaji_objects.SECRETS if await _secret(context, key[0], f"{key[1]}-{tail}") is None}
+    for tail, (component, data) in kamaji_objects.secrets(item, endpoint, missing).items():
+        await _keep(context, item, f"{key[1]}-{tail}", data, label=kamaji_objects.labels(key[1], component))
+    if "admin-kubeconfig" not in missing:  # where it answers may have changed since
+        kinds = ("admin.conf", "admin.svc", "super-admin.conf", "super-admin.svc")
+        await _follow(context, key, dict.fromkeys(kinds, endpoint.admin_kubeconfig), f"{endpoint.host}:{endpoint.port}")
+    await _report(context, path, item, kamaji_objects.status(item, endpoint, running, before, context.stamp()))
     return None
+
+
+async def _follow(context: Context, key: Key, data: Mapping[str, str], place: str) -> None:
+    """Nothing; the administrator's kubeconfig names the place where the control plane answers."""
+    name = f"{key[1]}-admin-kubeconfig"
+    held = (await _secret(context, key[0], name) or {}).get("data") or {}
+    if f"https://{place}" in base64.b64decode(held.get("admin.conf", "")).decode():
+        return
+    packed = {kind: base64.b64encode(text.encode()).decode() for kind, text in data.items()}
+    path = f"/api/v1/namespaces/{key[0]}/secrets/{name}"
+    await context.cache(SECRETS).caught_up(await context.client.patch(path, {"data": packed}))
+
+
+async def _put(context: Context, listing: str, wanted: Object) -> Object:
+    """The object as it is, made or brought to what is wanted of it."""
+    cache, meta = context.cache(listing), wanted["metadata"]
+    await cache.synced.wait()
+    known = cache.get(meta["namespace"], meta["name"])
+    head, _, plural = listing.rpartition("/")
+    path = f"{head}/namespaces/{meta['namespace']}/{plural}"
+    if known is None:
+        made = await context.client.create(path, wanted)
+        await cache.caught_up(made)
+        return made
+    if all(row["uid"] != meta["ownerReferences"][0]["uid"] for row in known["metadata"].get("ownerReferences") or ()):
+        return known  # of a control plane before, on its way out
+    spec, held = wanted["spec"], known["spec"]
+    same = held.get("type", "") == spec.get("type", "") if plural == "services" else (
+        held["replicas"] == spec["replicas"] and _images(held) == _images(spec))  # fmt: skip
+    if same:
+        return known
+    fresh = {"type": spec["type"]} if plural == "services" else {
+        "replicas": spec["replicas"], "template": spec["template"]}  # fmt: skip
+    made = await context.client.patch(f"{path}/{meta['name']}", {"spec": fresh})
+    await cache.caught_up(made)
+    return made
+
+
+def _images(spec: Object) -> list[str]:
+    return [row["image"] for row in spec["template"]["spec"]["containers"]]
 
 
 async def _report(context: Context, path: str, item: Object, status: Object) -> None:
@@ -89,42 +141,6 @@ async def _known_authority(context: Context, key: Key) -> tuple[str, str] | None
     if not {"ca.crt", "ca.key"} <= data.keys():
         return None
     return base64.b64decode(data["ca.crt"]).decode(), base64.b64decode(data["ca.key"]).decode()
-
-
-def secrets_of(name: str, endpoint: Endpoint) -> dict[str, dict[str, str]]:
-    """What Kamaji leaves in Secrets about a control plane, by their names."""
-    admin = endpoint.admin_kubeconfig
-    kinds = ("admin.conf", "admin.svc", "super-admin.conf", "super-admin.svc")
-    return {
-        f"{name}-ca": {"ca.crt": endpoint.ca_pem, "ca.key": endpoint.ca_key},
-        f"{name}-sa-certificate": {"sa.key": endpoint.ca_key, "sa.pub": endpoint.ca_pem},
-        f"{name}-admin-kubeconfig": dict.fromkeys(kinds, admin),
-    }
-
-
-def status_of(item: Object, endpoint: Endpoint | None, now: str) -> Object:
-    """The status of a control plane that answers there, or of one that sleeps."""
-    name, known = item["metadata"]["name"], item.get("status") or {}
-    spec, replicas = item["spec"], (item["spec"].get("controlPlane") or {}).get("deployment", {}).get("replicas", 2)
-    version = (spec.get("kubernetes") or {}).get("version", "")
-    resources = {
-        "version": {"version": version, "status": "Ready" if endpoint else "Sleeping"},
-        "deployment": {
-            "name": name, "namespace": item["metadata"]["namespace"], "selector": f"kamaji.clastix.io/name={name}",
-            "replicas": replicas, "readyReplicas": replicas, "updatedReplicas": replicas, "availableReplicas": replicas,
-            "unavailableReplicas": 0, "observedGeneration": 1,
-        },
-        "service": {
-            "name": name, "namespace": item["metadata"]["namespace"], "port": endpoint.port if endpoint else 6443,
-        },
-    }  # fmt: skip
-    return {
-        **known,
-        "certificates": {"ca": {"secretName": f"{name}-ca"}, "sa": {"secretName": f"{name}-sa-certificate"}},
-        "kubeconfig": {"admin": {"secretName": f"{name}-admin-kubeconfig"}},
-        "kubernetesResources": resources,
-        **({"controlPlaneEndpoint": f"{endpoint.host}:{endpoint.port}"} if endpoint else {}),
-    }
 
 
 async def _keep(
@@ -349,10 +365,10 @@ async def _required(manager: Manager, item: Object, cluster: Object, tenant: Obj
     """The Secrets that Cluster API's other controllers look for."""
     context, space, name = manager.context, item["metadata"]["namespace"], cluster["metadata"]["name"]
     base = tenant["metadata"]["name"]
-    found = [await _secret(context, space, f"{base}-{tail}") for tail in ("ca", "admin-kubeconfig")]
+    found = [await _secret(context, space, f"{base}-{tail}") for tail in ("ca", "admin-kubeconfig", "sa-certificate")]
     if not all(found):
         raise Refused(404, "NotFound", f'secrets "{base}-ca" or "{base}-admin-kubeconfig" not found')
-    authority, config = ((row or {}).get("data") or {} for row in found)
+    authority, config, pair = ((row or {}).get("data") or {} for row in found)
     chosen = ({**(item["metadata"].get("annotations") or {}), **(tenant["metadata"].get("annotations") or {})}).get(
         KUBECONFIG_KEY, "admin.conf"
     )
@@ -365,7 +381,8 @@ async def _required(manager: Manager, item: Object, cluster: Object, tenant: Obj
     data = {"tls.crt": plain(authority["ca.crt"]), "tls.key": plain(authority["ca.key"])}
     value = plain(config.get(chosen) or config["admin.conf"])
     # A control plane of its cluster's name shares `<name>-ca` with Kamaji, which keeps ca.crt and ca.key in it.
-    for tail, rows in (("ca", data), ("sa", data), ("kubeconfig", {"value": value})):
+    signing = {"tls.crt": plain(pair["sa.pub"]), "tls.key": plain(pair["sa.key"])}
+    for tail, rows in (("ca", data), ("sa", signing), ("kubeconfig", {"value": value})):
         await _keep(context, item, f"{name}-{tail}", rows, kind=kind, label=label)
 
 
