@@ -25,6 +25,7 @@ from .drives import (
     drives,
     free_volumes,
     is_cdrom,
+    is_owner,
     parse_options,
     volumes_of,
 )
@@ -563,7 +564,8 @@ class Edit:
             text = await create_drive(self.state, guest, key, str(value), task, made)
             if old and parse_options(old).get("file") != parse_options(text).get("file"):
                 options = parse_options(old)
-                if not is_cdrom(options) and ":" in options.get("file", ""):
+                volid = options.get("file", "")
+                if not is_cdrom(options) and ":" in volid and is_owner(self.state, guest, volid):
                     add_unused(guest.config, options["file"])
             volid = parse_options(text)["file"]
             for unused in [k for k, v in guest.config.items() if k.startswith("unused") and v == volid]:

@@ -217,8 +217,17 @@ def detach(state: PveState, guest: GuestState, config: dict[str, Any], key: str)
             del config["boot"]
     if is_cloud_init(options):
         remove_volume(state, guest.node, volid)
-    elif ":" in volid and not is_cdrom(options):
+    elif ":" in volid and not is_cdrom(options) and is_owner(state, guest, volid):
         add_unused(config, volid)
+
+
+def is_owner(state: PveState, guest: GuestState, volid: str) -> bool:
+    """Whether the volume is the guest's own; one that a CSI driver attached is forgotten when it is detached."""
+    volume = find_volume(state, guest.node, volid)
+    if volume is not None and volume.vmid:
+        return volume.vmid == guest.vmid
+    named = re.search(r"(?:^|[:/])(?:vm|base|subvol)-(\d+)-", volid)
+    return named is None or int(named[1]) == guest.vmid
 
 
 def add_unused(config: dict[str, Any], volid: str) -> str:
