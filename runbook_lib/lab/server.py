@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import math
@@ -49,6 +50,9 @@ from .proxmox.state import PveState
 from .tls import authority, server_certificate, show_certificate, write_private
 
 log = logging.getLogger("runbook_lib.lab")
+
+COLLECTOR = (10_000, 20, 20)
+"""How many new objects, and how many rounds of the younger ones, until the collector looks for cycles."""
 
 ROOT = "root@pam"
 TOKEN = "rehearsal"
@@ -201,10 +205,14 @@ class Lab:
         self, wanted: scenarios.Scenario, rules: list[Fault], state: PveState, platform: Platform
     ) -> None:
         await self._stop()
+        gc.unfreeze()
         self.scenario, self.faults = wanted, Faults(self.clock, rules, seed=state.dice.seed)
         await self._serve_proxmox(state)
         await self._serve_kubernetes(platform)
         self._write()
+        # What the lab begins with stays for as long as it does: the collector need not look at it again and again.
+        gc.freeze()
+        gc.set_threshold(*COLLECTOR)
 
     async def define(self, folder: Path) -> int:
         """How many CustomResourceDefinitions of a folder are served now, and after every reset to come."""

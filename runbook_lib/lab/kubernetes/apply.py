@@ -333,10 +333,33 @@ def holders(every: set[Path]) -> set[Path]:
     return {path[:n] for path in every for n in range(1, len(path))}
 
 
-def changed(old: Any, new: Any, before: set[Path], after: set[Path]) -> set[Path]:
-    """Paths that are new, and leaves whose value differs."""
+def changed(old: Any, new: Any, before: set[Path], after: set[Path], same: frozenset[Path] = frozenset()) -> set[Path]:
+    """Paths that are new, and leaves whose value differs; what lies under `same` is known to be equal."""
     inner = holders(after)
-    return {p for p in after if p not in before or (p not in inner and _value(old, p) != _value(new, p))}
+    return {
+        p
+        for p in after
+        if p[:1] not in same
+        and p[:2] not in same
+        and (p not in before or (p not in inner and _value(old, p) != _value(new, p)))
+    }
+
+
+def equal_parts(old: Json, new: Json) -> frozenset[Path]:
+    """Paths of one part or two under which both objects hold the same: most writes change little of an object."""
+    found: set[Path] = set()
+    for name, value in new.items():
+        if name not in old:
+            continue
+        if old[name] == value:
+            found.add((f"f:{name}",))
+        elif isinstance(value, dict) and isinstance(old[name], dict):
+            found |= {
+                (f"f:{name}", f"f:{inner}")
+                for inner, part in value.items()
+                if inner in old[name] and old[name][inner] == part
+            }
+    return frozenset(found)
 
 
 def after_update(
@@ -345,8 +368,10 @@ def after_update(
     """managedFields after a plain write: the manager owns what it changed, others lose it."""
     entries = list(new["metadata"].get("managedFields") or [])
     after = paths(new, node)
-    before = paths(old, node) if old else set()
-    mine = changed(old, new, before, after)
+    same = equal_parts(old, new) if old else frozenset()
+    rest = {name: value for name, value in (old or {}).items() if (f"f:{name}",) not in same}
+    before = paths(rest, node) if rest else set()
+    mine = changed(old, new, before, after, same)
     inner = holders(after)
     kept: list[Entry] = []
     found = False

@@ -10,7 +10,7 @@ from .context import Context
 
 QUICKEST, SLOWEST = 0.02, 2.0
 """Real seconds between two looks at something: while it moves, and when it has long stood still."""
-SHARE = 0.01
+SHARE = 0.004
 """Real seconds that each of the keys that wait takes of the machine: many wait longer than one."""
 RESTING_SHARE = 0.5
 """The same for keys that nobody waits for, which are looked at for the sake of it."""

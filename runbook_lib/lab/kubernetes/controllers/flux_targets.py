@@ -74,7 +74,7 @@ class Targets:
                 del self._far[key]
                 self.context.spawn(known[1].client.close(), name="lab-flux target ended")
             try:
-                client = RemoteClient(text, name="helm-controller")
+                client = RemoteClient(text, name="helm-controller", routes=self.context.routes)
             except ValueError as error:
                 raise Unknown("RESTClientError", str(error)) from error
             known = self._far[key] = (text, Target(client, Places(client), far=True))

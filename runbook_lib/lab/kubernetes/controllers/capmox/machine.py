@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -104,7 +105,8 @@ class Machines:
         self.retries = Retries(self.alarms)
         # the lab's clock runs faster than the one of the stamps, so a retry's pause is held here
         self._pauses: dict[Key, asyncio.Future[None]] = {}
-        self.creating = asyncio.Lock()  # one manager never gives the same free VMID to two of its machines
+        # One manager never gives the same free VMID to two of its machines, nor the last room of a node.
+        self.creating, self.numbering = asyncio.Lock(), asyncio.Lock()
 
     async def run(self) -> None:
         """Works until cancelled."""
@@ -354,7 +356,10 @@ class Machines:
             return False
         self.shared.log("find.go:69", "vmid doesn't exist yet", item)
         try:
-            async with self.creating:
+            chooses = (
+                scope.spec.get("vmIDRange") or scope.spec.get("allowedNodes") or scope.home["spec"].get("allowedNodes")
+            )
+            async with self.creating if chooses else contextlib.nullcontext():
                 vmid, upid, node = await self._create(scope)
         except Failure as error:
             if not has_failed(era, item) or era.old:
@@ -406,7 +411,7 @@ class Machines:
             except TemplateMissing as error:
                 self._give_up(scope, "VMTemplateNotFound", str(error))
                 raise
-        vmid, upid = await server.clone(source, template, wanted)
+        vmid, upid = await server.clone(source, template, wanted, self.numbering)
         self.shared.log("vm.go:232", "Task created", scope.item, taskID=upid)
         return vmid, upid, wanted.get("target") or source
 

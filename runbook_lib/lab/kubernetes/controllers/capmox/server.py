@@ -199,8 +199,8 @@ class Server:
             raise
         return True
 
-    async def clone(self, node: str, template: int, wanted: Mapping[str, Any]) -> tuple[int, str]:
-        """The new VMID and the UPID of its clone."""
+    async def clone(self, node: str, template: int, wanted: Mapping[str, Any], alone: asyncio.Lock) -> tuple[int, str]:
+        """The new VMID and the UPID of its clone. `alone` is held from asking for a free VMID until it is taken."""
         await self._node(node)
         try:
             source = await self._machine(node, template)
@@ -208,10 +208,11 @@ class Server:
             raise Failure(f"unable to find vm template: {error}") from error
         body = dict(wanted)
         try:
-            if not body.get("newid"):
-                await self._cluster()
-                body["newid"] = int(await self.ask("GET", "/cluster/nextid"))
-            upid = await self.ask("POST", f"{source.path}/clone", body)
+            async with alone:
+                if not body.get("newid"):
+                    await self._cluster()
+                    body["newid"] = int(await self.ask("GET", "/cluster/nextid"))
+                upid = await self.ask("POST", f"{source.path}/clone", body)
         except Failure as error:
             raise Failure(f"unable to create new vm: {error}") from error
         return int(body["newid"]), str(upid)
