@@ -504,7 +504,7 @@ def _secret(
                 f"v1/Secret/{what.namespace}/{name}",
                 f"Configuration of {name}, filled from a reference when it is sent",
                 ChangeKind.INSTALL,
-                {"manifest": manifest, "fill": {CONFIG_KEY: {"text": text, "secret": kept}}},
+                {"manifest": manifest, "secret_data": {CONFIG_KEY: {"text": text, "secret": kept}}},
                 None,
                 after,
                 None if held else {"delete": reference(manifest)},

@@ -388,8 +388,8 @@ class KubernetesExecutor:
     def _request(self, change: Change, request: Mapping[str, Any]) -> Mapping[str, Any]:
         kube = self._connect()
         with kube.wire.permit(change.id):
-            if "fill" in request:
-                return kube.apply(self._filled(request), force=True)
+            if "secret_data" in request:
+                return kube.apply(self._with_secrets(request), force=True)
             if "exec" in request:
                 return self._run(request["exec"])
             if "manifest" in request:
@@ -403,12 +403,12 @@ class KubernetesExecutor:
                 content_type=request.get("content_type", "application/json"),
             )
 
-    def _filled(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def _with_secrets(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The Secret with its data: each text with the value of its reference, which is nowhere else."""
         from runbook_lib.secrets import register, resolve
 
         data = {}
-        for key, part in request["fill"].items():
+        for key, part in request["secret_data"].items():
             text = part["text"].replace("{secret}", resolve(part["secret"], base=self._root))
             register(text)
             data[key] = base64.b64encode(text.encode()).decode()
