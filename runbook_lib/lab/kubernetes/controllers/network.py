@@ -24,7 +24,7 @@ class World:
 
     `names` maps outside host names to addresses. `registries` maps a registry host to what pulling from it does:
     ok, timeout, denied, missing. `node_faults` maps a node to a fault of its own: runtime, network, dead, a pressure,
-    or policy when its agent no longer enforces any. What happens while the cluster runs: see afflictions.py.
+    policy when its agent no longer enforces any, or frames when large ones are lost. What happens while the cluster runs: see afflictions.py.
     """
 
     reachable: tuple[str, ...] = ()
@@ -60,11 +60,15 @@ class View:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a connection ended: connected, refused, timeout, dns. `address` is what the name stood for."""
+    """How a connection ended: connected, refused, timeout, dns. `address` is what the name stood for.
+
+    `narrow` is True where frames of full size are lost on the way, and only small ones get through.
+    """
 
     result: str
     seconds: float
     address: str = ""
+    narrow: bool = False
 
 
 SAME_NODE, OTHER_NODE, OUTSIDE = 0.0002, 0.0006, 0.002
@@ -81,7 +85,16 @@ def connect(
     if address is None:
         return Outcome("dns", 0.02)
     result, seconds = _reach(view, outside, source, address, port, host, protocol)
-    return Outcome(result, timeout if result == "timeout" else seconds, address)
+    return Outcome(
+        result, timeout if result == "timeout" else seconds, address, _narrow(view, outside, source, address)
+    )
+
+
+def _narrow(view: View, outside: World, source: Object, address: str) -> bool:
+    """Whether the way leads over the wire of a node that loses large frames."""
+    peer = _pod_at(view, address)
+    ends = {source["spec"].get("nodeName", ""), ((peer or {}).get("spec") or {}).get("nodeName", "")}
+    return len(ends) > 1 and any(outside.node_faults.get(node) == "frames" for node in ends)
 
 
 def resolve(view: View, outside: World, host: str, source: Object | None = None) -> str | None:
@@ -123,10 +136,13 @@ def _reach(
     view: View, outside: World, source: Object, address: str, port: int, host: str, protocol: str
 ) -> tuple[str, float]:
     if ipaddress.ip_address(address).is_loopback:
-        return ("connected" if port in _ports(source) else "refused"), SAME_NODE
+        return ("connected" if port in _ports(source, protocol) else "refused"), SAME_NODE
+    if behind := _node_port(view, address, port, protocol):
+        address, port = behind  # translated where the connection begins, as Cilium's socket load balancer does
     for service in view.services:
         if address in service["spec"].get("clusterIPs", ()):
-            ports = {entry["port"]: entry for entry in service["spec"].get("ports", ())}
+            entries = service["spec"].get("ports", ())
+            ports = {entry["port"]: entry for entry in entries if entry.get("protocol", "TCP") == protocol}
             if port not in ports:
                 return "timeout", 0.0
             backend = _first_backend(view, service, ports[port].get("name", ""))
@@ -143,10 +159,10 @@ def _reach(
         return "timeout", 0.0
     if pod is not None:
         near = pod["spec"].get("nodeName") == source["spec"].get("nodeName")
-        return ("connected" if port in _ports(pod) else "refused"), SAME_NODE if near else OTHER_NODE
+        return ("connected" if port in _ports(pod, protocol) else "refused"), SAME_NODE if near else OTHER_NODE
     for node in view.nodes:
         if any(entry["address"] == address for entry in node["status"].get("addresses", ())):
-            return _node(node, port), OTHER_NODE
+            return _node(node, port if protocol == "TCP" else 0), OTHER_NODE
     if written in outside.reachable:
         return "connected", OUTSIDE
     known = any(entry.rpartition(":")[0] == address for entry in outside.reachable)
@@ -267,8 +283,24 @@ def _node(node: Object, port: int) -> str:
     return "connected" if port in listening else "refused"
 
 
-def _ports(pod: Object) -> set[int]:
-    return {entry["containerPort"] for container in pod["spec"]["containers"] for entry in container.get("ports") or ()}
+def _ports(pod: Object, protocol: str) -> set[int]:
+    return {
+        entry["containerPort"]
+        for container in pod["spec"]["containers"]
+        for entry in container.get("ports") or ()
+        if entry.get("protocol", "TCP") == protocol
+    }
+
+
+def _node_port(view: View, address: str, port: int, protocol: str) -> tuple[str, int] | None:
+    """The ready endpoint behind a node port of any node's address, or None."""
+    if not any(entry["address"] == address for node in view.nodes for entry in node["status"].get("addresses", ())):
+        return None
+    for service in view.services:
+        for entry in service["spec"].get("ports") or ():
+            if entry.get("nodePort") == port and entry.get("protocol", "TCP") == protocol:
+                return _first_backend(view, service, entry.get("name", ""))
+    return None
 
 
 def ready_nodes_of(pods: Iterable[Object], label: str, value: str) -> set[str] | None:

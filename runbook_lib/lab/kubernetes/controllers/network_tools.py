@@ -50,8 +50,10 @@ async def _fetch(call: Call) -> int:
     )
     outcome = await call.place.connect(host, port, float(limit or 5))
     await call.spend(outcome.seconds)
+    if outcome.result == "connected" and outcome.narrow and any(len(word) > FULL_FRAME for word in words):
+        return await _stalled(call, name, float(limit or 5))
     if outcome.result == "connected":
-        return _answered(call, name, scheme, outcome.seconds)
+        return _answered(call, name, scheme, outcome.seconds, words)
     if name == "curl":
         told = {
             "refused": (7, f"Failed to connect to {host} port {port} after 0 ms: Could not connect to server"),
@@ -69,22 +71,43 @@ async def _fetch(call: Call) -> int:
     return call.error(f"{name}: can't connect to remote host ({outcome.address or host}): {said}\n")
 
 
-def _answered(call: Call, name: str, scheme: str, seconds: float) -> int:
+FULL_FRAME = 1300
+"""Bytes of a request that no longer go in one small frame."""
+
+
+async def _stalled(call: Call, name: str, limit: float) -> int:
+    """The connection opened, and what is sent over it is never acknowledged."""
+    await call.spend(limit)
+    if name != "curl":
+        return call.error(f"{name}: download timed out\n")
+    form = call.option("-w", "--write-out")
+    if form:
+        call.out(_written(form, "000", 0.0006))
+    call.error(f"curl: (28) Operation timed out after {int(limit * 1000)} milliseconds with 0 bytes received\n")
+    return 28
+
+
+def _answered(call: Call, name: str, scheme: str, seconds: float, words: list[str]) -> int:
     form = call.option("-w", "--write-out") if name == "curl" else ""
     if form:
-        call.out(_written(form, "200", seconds, tls=scheme == "https"))
+        # agnhost's netexec says back what it is told to echo
+        told = next((word.partition("/echo?msg=")[2] for word in words if "/echo?msg=" in word), "")
+        dice = random.Random(f"{call.place.pod['metadata'].get('uid', '')}/{words[0]}/{call.place.now()}")
+        took = seconds * dice.uniform(0.8, 1.6)
+        call.out(_written(form, "200", took, tls=scheme == "https", size=len(told)))
     elif name == "curl" and ("I" in call.flags or "i" in call.flags):
         call.out("HTTP/1.1 200 OK\r\n\r\n")
     return 0
 
 
-def _written(form: str, code: str, seconds: float, *, tls: bool = False) -> str:
+def _written(form: str, code: str, seconds: float, *, tls: bool = False, size: int = 0) -> str:
     times = {"time_namelookup": 0.0011, "time_connect": 0.0011 + seconds, "time_appconnect": 0.0, "time_total": 0.0}
     times["time_appconnect"] = times["time_connect"] + 0.0042 if tls else 0.0
     times["time_starttransfer"] = max(times["time_connect"], times["time_appconnect"]) + 0.0013
     times["time_total"] = times["time_starttransfer"] + 0.0002
     for key, value in times.items():
         form = form.replace(f"%{{{key}}}", f"{value:.6f}")
+    form = form.replace("%{size_download}", str(size))
     return form.replace("%{http_code}", code).replace("%{response_code}", code).replace("\\n", "\n")
 
 

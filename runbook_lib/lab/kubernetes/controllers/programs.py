@@ -11,7 +11,8 @@ from .network import Outcome
 from .quantities import number
 
 Object = dict[str, Any]
-Connect = Callable[[str, int, float], Awaitable[Outcome]]
+Connect = Callable[..., Awaitable[Outcome]]
+"""(host, port, seconds to wait, protocol="TCP") → how it ended."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,25 @@ async def agnhost(words: Sequence[str], place: Place) -> Ended | Runs:
     flags = [word for word in words[1:] if word.startswith("-")]
     targets = [word for word in words[1:] if not word.startswith("-")]
     timeout = next((seconds_of(flag.partition("=")[2]) for flag in flags if flag.startswith("--timeout=")), 15.0)
+    protocol = next((flag.partition("=")[2] for flag in flags if flag.startswith("--protocol=")), "tcp").upper()
     host, _, port = (targets[0] if targets else "").rpartition(":")
     if not host or not port.isdigit():
-        return Ended("OTHER\n", 1)
-    outcome = await place.connect(host.strip("[]"), int(port), timeout)
+        return Ended(f"UNKNOWN: address {targets[0] if targets else ''}: missing port in address\n", 1)
+    outcome = await place.connect(host.strip("[]"), int(port), timeout, protocol)
     if outcome.result == "connected":
         return Ended("", 0, outcome.seconds)
-    return Ended(outcome.result.upper() + "\n", 1, outcome.seconds)
+    return Ended(_complaint(outcome, host, int(port), place, protocol), 1, outcome.seconds)
+
+
+def _complaint(outcome: Outcome, host: str, port: int, place: Place, protocol: str) -> str:
+    """What agnhost writes of a connection that failed; for TCP mostly a bare word, for UDP with the error behind it."""
+    if outcome.result == "dns":
+        return f"DNS: lookup {host}: no such host\n"
+    if protocol == "TCP":
+        return outcome.result.upper() + "\n"
+    own = place.pod.get("status", {}).get("podIP", "0.0.0.0")
+    words = {"timeout": "i/o timeout", "refused": "read: connection refused"}[outcome.result]
+    return f"{outcome.result.upper()}: read udp {own}:41000->{outcome.address}:{port}: {words}\n"
 
 
 def seconds_of(text: str, otherwise: float = 15.0) -> float:

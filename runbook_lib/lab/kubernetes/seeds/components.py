@@ -27,6 +27,7 @@ class Part:
     env: Mapping[str, str] = field(default_factory=dict)
     sidecars: tuple[tuple[str, str], ...] = ()  # (container, image)
     init: tuple[str, ...] = ()  # init containers, of the same image
+    args: tuple[str, ...] = ()
     services: tuple[tuple[str, int], ...] = ()  # (name, port); a port below zero makes the Service headless
     volume_gib: int = 0  # a StatefulSet's claim per replica
     critical: bool = False  # system-node-critical
@@ -171,6 +172,16 @@ def _network(v: Mapping[str, str]) -> list[Release]:
                     critical=True,
                     rolling={"maxSurge": "0%", "maxUnavailable": "100%"},
                     services=(("kube-ovn-controller", 10660),),
+                    args=(
+                        "/kube-ovn/start-controller.sh",
+                        "--default-ls=ovn-default",
+                        "--enable-np=false",
+                        "--enable-lb=false",
+                        "--enable-lb-svc=false",
+                        "--enable-external-vpc=false",
+                        "--network-type=geneve",
+                        "--gc-interval=360",
+                    ),
                 ),
                 _deployment(
                     "kube-ovn-monitor",
@@ -203,6 +214,12 @@ def _network(v: Mapping[str, str]) -> list[Release]:
                     critical=True,
                     init=("install-cni",),
                     services=(("kube-ovn-cni", 10665),),
+                    args=(
+                        "--enable-mirror=false",
+                        "--encap-checksum=true",
+                        "--service-cluster-ip-range=10.96.0.0/16",
+                        "--network-type=geneve",
+                    ),
                 ),
                 _daemonset(
                     "kube-ovn-pinger",

@@ -100,6 +100,8 @@ def _container(name: str, image: str, part: Part | None) -> Object:
     requests = {key: value for key, value in (("cpu", part.cpu), ("memory", part.memory)) if value}
     if requests:
         container["resources"] = {"requests": requests}
+    if part.args:
+        container["args"] = list(part.args)
     if part.env:
         container["env"] = [{"name": key, "value": value} for key, value in part.env.items()]
     if part.privileged:
@@ -109,6 +111,8 @@ def _container(name: str, image: str, part: Part | None) -> Object:
             {"containerPort": port, "name": f"port-{port}", "protocol": "TCP"}
             for port in sorted({abs(port) for _, port in part.services})
         ]
+        if any(port == 53 for _, port in part.services):
+            container["ports"].append({"containerPort": 53, "name": "dns", "protocol": "UDP"})
     return container
 
 

@@ -143,6 +143,33 @@ def _policies(times: Times) -> list[Object]:
     return items
 
 
+CILIUM = {
+    "auto-direct-node-routes": "false",
+    "bpf-lb-algorithm": "maglev",
+    "bpf-lb-external-clusterip": "false",
+    "cluster-id": "0",
+    "cluster-name": "default",
+    "cni-chaining-mode": "generic-veth",
+    "cni-exclusive": "true",
+    "custom-cni-conf": "true",
+    "enable-host-firewall": "true",
+    "enable-identity-mark": "false",
+    "enable-ipv4": "true",
+    "enable-ipv4-masquerade": "false",
+    "enable-ipv6": "false",
+    "enable-l7-proxy": "true",
+    "enable-policy": "default",
+    "enable-sctp": "true",
+    "identity-allocation-mode": "crd",
+    "ipam": "kubernetes",
+    "kube-proxy-replacement": "true",
+    "operator-api-serve-addr": "127.0.0.1:9234",
+    "policy-audit-mode": "false",
+    "routing-mode": "native",
+}
+"""What Cilium's chart writes of CozyStack's values. Hubble is off there, and then no key names it."""
+
+
 def network(machines: Iterable[Machine], times: Times, api_vip: str) -> list[Object]:
     """Kube-OVN's subnets and VPC, Cilium's nodes, MetalLB's pool, the API server's Service."""
     rows = (
@@ -232,6 +259,7 @@ def network(machines: Iterable[Machine], times: Times, api_vip: str) -> list[Obj
             spec=pool,
         )
     )
+    items.append(thing("v1", "ConfigMap", "cilium-config", "cozy-cilium", created=times.born, data=dict(CILIUM)))
     ranges = [NETWORKING["serviceCIDR"]]
     items.append(
         thing(
