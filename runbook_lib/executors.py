@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from runbook_lib import bridges
+from runbook_lib import bridges, staging
 from runbook_lib.errors import ApiError, BadAnswer, Conflict, NotFound, TaskFailed, UnfinishedChange, WaitTimeout
 from runbook_lib.model import Change
 from runbook_lib.plan import MARK, Marked, Search, mark
@@ -300,7 +300,7 @@ class KubernetesExecutor:
 
         A create raises Conflict when somebody else's object has the name: server-side apply would take it over.
         """
-        request = change.request
+        request = staging.prepared(self._connect(), change.request)
         if change.action == "create" and "manifest" in request:
             self._nobody_elses(change)
         return _identity(self._request(change, request))

@@ -974,3 +974,102 @@ class Ability:
     possible: bool
     why: str
     storage_class: str = ""
+
+
+# --- Networks of pods: how they are set up, and who reached whom -----------------------------------
+
+
+@dataclass(frozen=True)
+class CiliumSettings:
+    """What ConfigMap cilium-config tells the agents; a key that is not there is what Cilium takes for default."""
+
+    namespace: str
+    enforcement: str  # "default" | "always" | "never"
+    audit: bool  # True: policies are judged and not enforced
+    kube_proxy_replacement: bool
+    routing: str  # "native" | "tunnel"
+    chaining: str
+    ipam: str
+    families: tuple[str, ...]  # "IPv4", "IPv6"
+    hubble: bool
+    encryption: str  # "" | "wireguard" | "ipsec"
+    host_firewall: bool
+    mtu: int | None  # None: found out by the agent
+
+
+@dataclass(frozen=True)
+class OvnSettings:
+    """What the arguments of Kube-OVN's controller and agents say; None where they say nothing."""
+
+    policies: bool | None  # --enable-np
+    load_balancer: bool | None  # --enable-lb
+    mtu: int | None
+    network_type: str
+
+
+@dataclass(frozen=True)
+class Subnet:
+    """A Subnet of Kube-OVN."""
+
+    name: str
+    cidr: str
+    gateway: str
+    gateway_type: str
+    protocol: str  # "IPv4" | "IPv6" | "Dual"
+    nat_outgoing: bool
+    private: bool
+    vpc: str
+    ready: bool | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class PolicyCount:
+    """How many policies a namespace has ("" is the cluster), by kind."""
+
+    namespace: str
+    network_policies: int
+    cilium: int
+
+
+@dataclass(frozen=True)
+class Connection:
+    """One connection that was tried from a pod, with what the rules of the platform let one expect of it."""
+
+    phase: str  # "as shipped", "plain deny", "deny", "deny but for a label", "egress rule"
+    relation: str  # "same tenant", "sibling" …; see reachability.RULES
+    source: str  # "a on worker-1"
+    node: str  # where the source ran
+    target: str  # "b on worker-2"
+    address: str
+    protocol: str  # "TCP" | "UDP"
+    family: str  # "IPv4" | "IPv6"
+    expected: str  # "open" | "closed"
+    outcome: str  # "connected" | "refused" | "timeout" | "dns" | "other" | "not tried"
+    note: str = ""
+
+    @property
+    def seen(self) -> str:
+        """open, closed, or unknown: a refusal is an answer of the other end, so the way there is open."""
+        known = {"connected": "open", "refused": "open", "timeout": "closed", "dns": "closed", "other": "closed"}
+        return known.get(self.outcome, "unknown")
+
+
+@dataclass(frozen=True)
+class PairReading:
+    """Connections between pods of two nodes: how long opening took, and whether frames of full size pass both ways."""
+
+    source: str
+    target: str
+    mtu: int | None  # of the source pod's interface
+    connect_ms: tuple[float, ...]
+    full_frames: bool | None  # None: not tried
+
+
+@dataclass(frozen=True)
+class Enforcement:
+    """How long a policy took from its answer to the last connection that it should have stopped; None: not seen."""
+
+    policy: str
+    seconds: float | None
+    note: str = ""
