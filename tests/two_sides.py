@@ -21,6 +21,7 @@ Hook = Callable[[str, str, str], None]
 KINDS = {
     "v1": {
         "Namespace": ("namespaces", False),
+        "PersistentVolume": ("persistentvolumes", False),
         "Pod": ("pods", True),
         "ResourceQuota": ("resourcequotas", True),
         "ConfigMap": ("configmaps", True),
