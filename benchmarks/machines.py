@@ -201,10 +201,17 @@ class Site:
         self.ask("POST", path, {"apiVersion": api, "kind": kind, "metadata": {"name": name}, "spec": spec})
 
     def cluster(
-        self, replicas: int, *, addresses: str = "10.0.0.150-10.0.0.180", by_hand: bool = False, **machine: Any
+        self,
+        replicas: int,
+        *,
+        addresses: str = "10.0.0.150-10.0.0.180",
+        by_hand: bool = False,
+        talos: Object | None = None,
+        **machine: Any,
     ) -> None:
         """Nothing; a cluster is asked for, with a control plane of Kamaji's and so many machines.
 
+        With `talos`, the spec of a TalosConfig, they are machines of Talos, else kubeadm's.
         Cilium comes from Flux as CozyStack does it; `by_hand` its bare agent is put there once the tenant answers.
         """
         infra, boot = f"{INFRA}/{self.era.own}", f"bootstrap.cluster.x-k8s.io/{self.era.contract}"
@@ -235,13 +242,14 @@ class Site:
         provider = "proxmox://{{ ds.meta_data.instance_id }}"
         extra: Any = {"provider-id": provider} if self.era is OLD else [{"name": "provider-id", "value": provider}]
         registration = {"kubeletExtraArgs": extra, "name": "{{ ds.meta_data.local_hostname }}"}
-        path = f"/apis/{boot}/namespaces/{SPACE}/kubeadmconfigtemplates"
-        self.create(path, "KubeadmConfigTemplate", NAME, {
-            "template": {"spec": {"joinConfiguration": {"nodeRegistration": registration}}},
-        })  # fmt: skip
+        kind, config = "KubeadmConfigTemplate", {"joinConfiguration": {"nodeRegistration": registration}}
+        if talos is not None:
+            boot, kind, config = "bootstrap.cluster.x-k8s.io/v1alpha3", "TalosConfigTemplate", talos
+        path = f"/apis/{boot}/namespaces/{SPACE}/{kind.lower()}s"
+        self.create(path, kind, NAME, {"template": {"spec": config}})
         inner = {
             "clusterName": NAME, "version": VERSION,
-            "bootstrap": {"configRef": self.refer(boot, "KubeadmConfigTemplate", NAME)},
+            "bootstrap": {"configRef": self.refer(boot, kind, NAME)},
             "infrastructureRef": self.refer(infra, "ProxmoxMachineTemplate", NAME),
         }  # fmt: skip
         self.create(self.core("machinedeployments"), "MachineDeployment", f"{NAME}-md", {
@@ -378,7 +386,8 @@ class Tenant:
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """The decoded answer; raises Broken for a refusal."""
-        answer = self.session.request(method, self.url + path, json=body, timeout=30)
+        form = {"Content-Type": "application/merge-patch+json"} if method == "PATCH" else {}
+        answer = self.session.request(method, self.url + path, json=body, headers=form, timeout=30)
         if answer.status_code >= 400:
             raise Broken(f"{method} {path}: {answer.status_code} {answer.text[:500]}")
         return answer.json()

@@ -29,6 +29,8 @@ UNINITIALIZED = {"key": "node.cloudprovider.kubernetes.io/uninitialized", "value
 PLANE_TAINT = {"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}
 PKI = "/etc/kubernetes/pki"
 NEEDED = tuple(f"{PKI}/{name}" for name in ("ca.crt", "ca.key", "sa.pub", "sa.key"))
+TALOS = "v1.13.6"
+KUBELET_FAILED = "kubelet: failed to run Kubelet: cannot create certificate signing request: "
 NOT_READY = {"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}
 
 
@@ -40,6 +42,7 @@ class NotJoined(Exception):
 class Join:
     """What a join document asks for. `hashes` pin the cluster's authority.
 
+    Talos tells its own `version` of kubelet and its `system`, and pins the authority itself (`trust`, PEM).
     A machine of the control plane is a `plane`; `initial` is the ClusterConfiguration for the one that is its first.
     """
 
@@ -52,6 +55,9 @@ class Join:
     kubelet: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     talos: bool = False
+    trust: str = ""
+    version: str = ""
+    system: str = ""
     plane: bool = False
     initial: Mapping[str, Any] | None = None
 
@@ -205,8 +211,23 @@ def _talos(given: Mapping[str, Any]) -> Join:
         for key, value in (machine.get("nodeTaints") or {}).items()
     )
     name = str((machine.get("network") or {}).get("hostname") or "")
-    return Join(endpoint, str(cluster.get("token") or ""), unsafe=True, name=name, taints=taints,
-                kubelet={key: str(value) for key, value in kubelet.items()}, talos=True)  # fmt: skip
+    image = str((machine.get("kubelet") or {}).get("image") or "").partition("@")[0]
+    installer = str((machine.get("install") or {}).get("image") or "").partition("@")[0]
+    return Join(
+        endpoint, str(cluster.get("token") or ""), unsafe=True, name=name, taints=taints,
+        kubelet={key: str(value) for key, value in kubelet.items()}, talos=True,
+        trust=_decoded(str((cluster.get("ca") or {}).get("crt") or "")),
+        version=image.rpartition(":")[2] if ":" in image else "",
+        system=f"Talos ({installer.rpartition(':')[2] if ':' in installer else TALOS})",
+    )  # fmt: skip
+
+
+def _decoded(text: str) -> str:
+    """What base64 holds; empty for what is none."""
+    try:
+        return base64.b64decode(text, validate=True).decode()
+    except ValueError:
+        return ""
 
 
 @dataclass
@@ -251,8 +272,7 @@ async def follow(join: Join, node: Node, url: str, context: Context | None, door
             f'{IDENTITY}failed to request the cluster-info ConfigMap: Get "{place}{path}": dial tcp {join.endpoint}: '
             "connect: no route to host"
         )
-    if not join.talos:
-        await _discover(join, base, place, doors)
+    await (_knock if join.talos else _discover)(join, base, place, doors)
     if context is None:
         raise NotJoined(
             f"{PREFLIGHT}unable to fetch the kubeadm-config ConfigMap: failed to get config map: Unauthorized"
@@ -282,6 +302,24 @@ async def enroll(join: Join, node: Node, context: Context) -> None:
             except Refused as error:
                 if error.reason != "AlreadyExists":
                     raise NotJoined(f"error execution phase control-plane-prepare: {error.message}") from error
+
+
+async def _knock(join: Join, base: str, place: str, doors: Doors) -> None:
+    """Returns once the API server took the bootstrap token of a Talos machine, and the machine its certificate."""
+    path = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
+    failed = f'{KUBELET_FAILED}Post "{place}{path}": '
+    if not join.trust:
+        raise NotJoined(f"{KUBELET_FAILED}cluster.ca.crt of the machine config holds no certificate")
+    try:
+        headers = {"Authorization": f"Bearer {join.token}"}
+        async with doors.trusting(join.trust).get(base + path, headers=headers) as answer:
+            if answer.status == 401:
+                raise NotJoined(f"{KUBELET_FAILED}Unauthorized")
+    except (aiohttp.ClientConnectorCertificateError, ssl.SSLError) as error:
+        text = "tls: failed to verify certificate: x509: certificate signed by unknown authority"
+        raise NotJoined(failed + text) from error
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise NotJoined(f"{failed}dial tcp {join.endpoint}: connect: connection refused") from error
 
 
 async def _discover(join: Join, base: str, place: str, doors: Doors) -> None:

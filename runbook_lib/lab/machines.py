@@ -245,8 +245,8 @@ class Machines:
             memory=guest.maxmem,
             disk=guest.maxdisk,
             addresses=tuple(rows),
-            version=str(guest.os.get("kubelet") or meta.get("kubernetes-version") or ""),
-            image="Talos (v1.10.6)" if join.talos else str(guest.os.get("pretty-name", "Ubuntu 24.04.3 LTS")),
+            version=join.version or str(guest.os.get("kubelet") or meta.get("kubernetes-version") or ""),
+            image=join.system if join.talos else str(guest.os.get("pretty-name", "Ubuntu 24.04.3 LTS")),
         )
 
 

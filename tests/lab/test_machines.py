@@ -297,3 +297,42 @@ def test_lab_makes_vms_and_takes_them_away(tmp_path: Path) -> None:
         asyncio.run(story())
     finally:
         control.down(tmp_path / "lab")
+
+
+def talos_document(*, token: str = TOKEN, authority: bytes = PEM) -> str:
+    """User-data as the Talos bootstrap provider writes them."""
+    config = {
+        "version": "v1alpha1",
+        "machine": {"type": "worker", "kubelet": {"image": "ghcr.io/siderolabs/kubelet:v1.33.5"},
+                    "install": {"image": "ghcr.io/siderolabs/installer:v1.11.6"}},
+        "cluster": {"controlPlane": {"endpoint": f"https://{ENDPOINT}"}, "token": token,
+                    "ca": {"crt": base64.b64encode(authority).decode(), "key": ""}},
+    }  # fmt: skip
+    return yaml.safe_dump(config, width=1000)
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        (talos_document(), ""),
+        (talos_document(token="abcdef.fedcba9876543210"), "Unauthorized"),
+        (talos_document(authority=b""), "cluster.ca.crt of the machine config holds no certificate"),
+    ],
+)
+def test_talos_is_taken_by_its_token_alone(document: str, said: str) -> None:
+    """A machine whose bootstrap token the cluster knows is a node with Talos' own words; any other is none."""
+
+    async def story() -> None:
+        async with joined_worlds(True) as made:
+            checks = {"skipCloudInitStatus": True, "skipQemuGuestAgent": True}
+            await made.machine("demo-1", data=document, checks=checks)
+            item = await made.until(made.own("proxmoxmachines", "demo-1"), ready)
+            guest = made.state.guests[item["spec"]["virtualMachineID"]]
+            if said:
+                await made.eventually(lambda: said in guest.files.get("/var/log/cloud-init-output.log", ""))
+                assert await made.client.find("/api/v1/nodes/demo-1") is None
+                return
+            info = (await made.until("/api/v1/nodes/demo-1", reason_of))["status"]["nodeInfo"]
+            assert (info["osImage"], info["kubeletVersion"]) == ("Talos (v1.11.6)", "v1.33.5")
+
+    asyncio.run(story())

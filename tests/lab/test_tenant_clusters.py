@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import requests
+from cryptography.hazmat.primitives import serialization
 
-from benchmarks.machines import AGENT, NAME, RELEASES, SPACE, Site, condition
+from benchmarks.machines import AGENT, NAME, RELEASES, SPACE, Site, Tenant, condition
 from runbook_lib.lab import control
 from runbook_lib.lab.kubernetes.controllers import network_plugins
 
@@ -39,9 +42,16 @@ def site(lab: Site) -> Iterator[Site]:
 
 def joined(site: Site) -> Object:
     """The node of the tenant's only machine, once it is one."""
+    tenant = reached(site)
+    found = site.until("a node", lambda: [row for row in tenant.nodes() if condition(row, "Ready")], said=site.told)
+    return dict(found[0])
+
+
+def reached(site: Site) -> Tenant:
+    """The tenant once it can be asked."""
     held = f"/api/v1/namespaces/{SPACE}/secrets/{NAME}-kubeconfig"
     site.until("the tenant", lambda: site.find(held), said=site.told)
-    return dict(site.until("a node", lambda: [row for row in site.tenant().nodes() if condition(row, "Ready")])[0])
+    return site.tenant()
 
 
 def test_node_waits_for_its_network(site: Site) -> None:
@@ -118,3 +128,85 @@ def test_release_says_that_its_cluster_is_unknown(site: Site) -> None:
     )
     site.ask("DELETE", path)
     site.until("its end", lambda: not site.find(path))
+
+
+# -- Kamaji ---------------------------------------------------------------------------------------------------------
+
+
+def test_control_plane_is_a_deployment_with_its_secrets(site: Site) -> None:
+    """Names, labels, owners and status are Kamaji's; the service accounts' keys are a pair."""
+    site.cluster(0)
+    item = site.until("a Ready control plane", lambda: plane(site, "Ready"), said=lambda: site.find(PLANES))
+    resources, base = item["status"]["kubernetesResources"], f"/apis/apps/v1/namespaces/{SPACE}/deployments/{NAME}"
+    workload, service = site.ask("GET", base), site.ask("GET", f"/api/v1/namespaces/{SPACE}/services/{NAME}")
+    for made in (workload, service):
+        assert made["metadata"]["ownerReferences"][0]["kind"] == "TenantControlPlane"
+        assert made["metadata"]["labels"]["kamaji.clastix.io/name"] == NAME
+    names = [row["name"] for row in workload["spec"]["template"]["spec"]["containers"]]
+    assert names == ["kube-apiserver", "kube-scheduler", "kube-controller-manager"]
+    assert (service["spec"]["type"], service["spec"]["ports"][0]["name"]) == ("LoadBalancer", "kube-apiserver")
+    assert (resources["deployment"]["readyReplicas"], resources["service"]["port"]) == (2, 6443)
+    for row in (*item["status"]["certificates"].values(), *item["status"]["kubeconfig"].values()):
+        assert site.find(f"/api/v1/namespaces/{SPACE}/secrets/{row['secretName']}"), row
+    pair = site.ask("GET", f"/api/v1/namespaces/{SPACE}/secrets/{NAME}-sa-certificate")["data"]
+    private = serialization.load_pem_private_key(base64.b64decode(pair["sa.key"]), None)
+    form = (serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    assert private.public_key().public_bytes(*form) == base64.b64decode(pair["sa.pub"])
+
+
+PLANES = f"/apis/kamaji.clastix.io/v1alpha1/namespaces/{SPACE}/tenantcontrolplanes/{NAME}"
+
+
+def plane(site: Site, state: str) -> Object | None:
+    """The control plane once its state is this one."""
+    item = site.find(PLANES) or {}
+    found = ((item.get("status") or {}).get("kubernetesResources") or {}).get("version") or {}
+    return item if found.get("status") == state else None
+
+
+def test_control_plane_without_pods_does_not_answer(site: Site) -> None:
+    """It is NotReady, its port is closed; with its pods it comes back as it was."""
+    site.cluster(0)
+    site.until("a Ready control plane", lambda: plane(site, "Ready"))
+    tenant = reached(site)
+    tenant.ask("POST", "/api/v1/namespaces", {"metadata": {"name": "stays"}})
+    nodes = [row["metadata"]["name"] for row in site.items("/api/v1/nodes")]
+    try:
+        hold(site, nodes, "true")
+        site.ask("DELETE", f"/api/v1/namespaces/{SPACE}/pods?labelSelector=kamaji.clastix.io/name={NAME}")
+        site.until("NotReady", lambda: plane(site, "NotReady"), said=lambda: site.find(PLANES))
+        with pytest.raises(requests.ConnectionError):
+            tenant.ask("GET", "/version")
+    finally:
+        hold(site, nodes, None)
+    site.until("Ready again", lambda: plane(site, "Ready"), said=lambda: site.find(PLANES))
+    assert tenant.ask("GET", "/api/v1/namespaces/stays")["metadata"]["name"] == "stays"
+
+
+def hold(site: Site, nodes: list[str], value: str | None) -> None:
+    """Nothing; no pod is scheduled to the nodes, or any again."""
+    for name in nodes:
+        site.ask("PATCH", f"/api/v1/nodes/{name}", {"spec": {"unschedulable": True if value else None}})
+
+
+# -- Talos ----------------------------------------------------------------------------------------------------------
+
+TALOS = {
+    "generateType": "worker", "talosVersion": "v1.13", "hostname": {"source": "MachineName"},
+    "strategicPatches": ["machine: {nodeLabels: {role: edge}}"],
+}  # fmt: skip
+
+
+def test_talos_machine_joins_by_its_config(site: Site) -> None:
+    """The provider's machine config makes a VM a node of the tenant, with Talos' name, kubelet and labels."""
+    site.cluster(1, talos=TALOS, checks={"skipCloudInitStatus": True, "skipQemuGuestAgent": True})
+    node = joined(site)
+    assert node["status"]["nodeInfo"]["osImage"].startswith("Talos (v1.")
+    assert node["status"]["nodeInfo"]["kubeletVersion"] == "v1.34.3"
+    assert node["metadata"]["labels"]["role"] == "edge"
+    site.until("Ready", lambda: condition(site.tenant().nodes()[0], "Ready")["status"] == "True", said=site.told)
+    # What a cloud controller manager would tell: Talos' kubelet is not given it.
+    provider = site.machines()[0]["spec"]["providerID"]
+    tenant = site.tenant()
+    tenant.ask("PATCH", f"/api/v1/nodes/{node['metadata']['name']}", {"spec": {"providerID": provider}})
+    assert site.running(1)[0]["status"]["nodeRef"]["name"] == node["metadata"]["name"]
