@@ -57,6 +57,9 @@ CREATE, SCALE_UP, SCALE_DOWN, ROLL, LOSE, CLONE, UNCLONE = (
 )
 """The parts of the plan, each an action: `step.apply(plan, only=lifecycle.ROLL)`."""
 
+ALONE_SECONDS = 60
+"""How long Cluster API and CAPMOX are left to it before their VMs, which are ours, are taken away for them."""
+
 SLOW_TO_GO_SECONDS = 900
 """How long a cluster with its machines may take to disappear: each VM is stopped and destroyed in turn."""
 
@@ -438,7 +441,7 @@ def _why(manifest: Manifest) -> str:
 def _apply(manifest: Manifest, action: str, summary: str) -> Change:
     undo: dict[str, Any] = {"delete": reference(manifest)}
     if manifest["kind"] in {"Cluster", "MachineDeployment", "HelmRelease"}:
-        undo["seconds"] = SLOW_TO_GO_SECONDS
+        undo |= {"seconds": ALONE_SECONDS, "patience": SLOW_TO_GO_SECONDS}
     plain = {key: value for key, value in manifest.items() if key != "status"}
     return Change("", "kubernetes", action, target_of(manifest), summary, ChangeKind.BORROW, {"manifest": manifest},
                   None, plain, undo)  # fmt: skip

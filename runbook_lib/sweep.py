@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from runbook_lib.errors import RunbookError
+from runbook_lib.errors import RunbookError, UnfinishedChange
 from runbook_lib.journal import Entry, Journal
 from runbook_lib.model import Change, ChangeKind
 from runbook_lib.plan import Executor, Marked, Search
@@ -171,7 +171,7 @@ def _undo_all(
         change = entry.change
         _let_it_land(entry)
         try:
-            proof = executors[change.system].undo(change)
+            proof = _taken_back(change, executors, run)
         except RunbookError as error:
             log.warning("could not take back %s %s: %s", change.id, change.target, error)
             failed.append(NotUndone(change.id, change.system, change.target, str(error), run))
@@ -180,6 +180,24 @@ def _undo_all(
         log.info("took back %s %s: %s", change.id, change.target, proof)
         undone.append(Undone(change.id, change.system, change.target, proof, run))
     return undone, failed
+
+
+def _taken_back(change: Change, executors: Mapping[str, Executor], run: str) -> str:
+    """The proof that the change is taken back. Whoever is to destroy its VMs may be stuck, and is then helped.
+
+    CAPMOX deletes a VM's bootstrap image before the VM, and never gets over an image that is gone already; once
+    nobody has the VM's number any more, it lets go.
+    """
+    hands, undo = executors[change.system], change.undo or {}
+    try:
+        return hands.undo(change)
+    except UnfinishedChange:
+        if "patience" not in undo or "proxmox" not in executors:
+            raise
+    guests = [thing for thing in executors["proxmox"].marked(run or None).things if "/qemu/" in thing.target]
+    taken, _ = _undo_strays([thing for thing in guests if not thing.kept], executors)
+    log.info("%s %s: helped by taking away %d VM(s)", change.id, change.target, len(taken))
+    return hands.undo(replace(change, undo={**undo, "seconds": undo["patience"]}))
 
 
 def _let_it_land(entry: Entry) -> None:

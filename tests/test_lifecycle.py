@@ -352,3 +352,37 @@ def test_strays_go_in_the_order_their_controllers_demand():
 def test_order_of_the_new_generation_uses_its_own_versions():
     """Where both are served the newer one is asked for."""
     assert (apis("v1alpha2").generation, apis("v1alpha2").core) == ("v1alpha2", "v1beta2")
+
+
+def test_stuck_deletion_is_helped_by_taking_the_vms_away():
+    """CAPMOX never gets over a bootstrap image that is gone already; once nobody has the VM's number, it lets go."""
+    from runbook_lib.errors import UnfinishedChange
+    from runbook_lib.plan import Marked
+
+    seen: list[tuple[str, Any]] = []
+
+    class Cluster:
+        """Deletes its machines only when their VM is gone."""
+
+        def undo(self, change: Change) -> str:
+            seen.append(("cluster", (change.undo or {})["seconds"]))
+            if ("vm", "/nodes/pve1/qemu/9100") not in seen:
+                raise UnfinishedChange("take back", "it is still being deleted")
+            return "gone"
+
+    class Guests:
+        """Has one VM of the run and one thing that is none."""
+
+        def marked(self, run: str | None, targets: Any = ()) -> Search:
+            return Search(
+                (Marked("proxmox", "/nodes/pve1/qemu/9100", RUN, False), Marked("proxmox", "/pools/x", RUN, False))
+            )
+
+        def undo(self, change: Change) -> str:
+            seen.append(("vm", change.target))
+            return "gone"
+
+    change = next(c for c in lifecycle.life(order(), site(), RUN).changes if c.target.endswith("/demo-md"))
+    proof = sweep._taken_back(change, {"kubernetes": Cluster(), "proxmox": Guests()}, RUN)  # type: ignore[dict-item]
+    assert proof == "gone"
+    assert seen == [("cluster", 60), ("vm", "/nodes/pve1/qemu/9100"), ("cluster", 900)]

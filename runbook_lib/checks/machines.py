@@ -571,7 +571,7 @@ CAUSES: Mapping[str, Cause] = {
     "NotFound": Cause("its VM is gone", "Delete the Machine; it is not made again by itself.", 0, Status.FAIL),
     "Deleting": Cause(
         "it is being deleted, and its VM is not gone yet",
-        "See the VM's qmstop and qmdestroy tasks; a lock or a running backup keeps a VM.",
+        "See the VM's qmstop and qmdestroy tasks and the controller's log; a lock or a running backup keeps a VM.",
     ),
     "DeletionFailed": Cause(
         "its VM could not be deleted",
@@ -614,6 +614,8 @@ WORDS: tuple[tuple[str, str, str], ...] = (
     ("Permission check failed", "the token may not do it", "Compare the token's rights with step 13's table."),
     ("does not exist", "what it names is not there", "Compare names with what Proxmox VE lists."),
     ("x509", "the certificate of Proxmox VE is not trusted", "Give its CA in the credentials Secret, key root_ca."),
+    ("volume_size_info", "its bootstrap image is gone already, and CAPMOX does not get over that",
+     "Stop and destroy the VM by hand: once its id is free, the Machine goes by itself."),
     ("no space left", "a storage is full", "Free space; see step 22."),
     ("out of space", "a storage is full", "Free space; see step 22."),
     ("Cannot allocate memory", "the node has no memory left for another VM", "Free memory on the node, or allow more."),
