@@ -295,6 +295,7 @@ def authority(what: Setting, pem: str) -> Object:
 def source(name: str, chart: Chart, what: Setting, api_version: str) -> Object:
     """Where Flux takes the chart from: an OCIRepository, or a HelmRepository where the site names one."""
     metadata = {"name": name, "namespace": what.namespace}
+    spec: Object
     if chart.oci:
         kind, spec = "OCIRepository", {"interval": "1h", "url": chart.oci, "ref": {"tag": chart.version}}
     else:

@@ -40,8 +40,8 @@ def node_machines(
     rows = []
     for node in nodes:
         found = by_uuid.get(node.system_uuid.lower(), [])
-        vmid = found[0] if found else None
-        where, config = configs[vmid] if vmid is not None else ("", {})
+        own = found[0] if found else None
+        where, config = configs[own] if own is not None else ("", {})
         host = hosts.get(node.internal_ip or "") or hosts.get(node.name)
         most, keys = (registered or {}).get(node.name, (None, ()))
         rows.append(
@@ -55,13 +55,13 @@ def node_machines(
                 region=node.labels.get(REGION, ""),
                 zone=node.labels.get(ZONE, ""),
                 address=node.internal_ip or "",
-                vmid=vmid,
+                vmid=own,
                 vm_name=str(config.get("name", "")),
                 host=where or (host or ""),
-                pool=pools.get(vmid, "") if vmid is not None else "",
-                scsi_controller=str(config.get("scsihw", "")) if vmid is not None else "",
+                pool=pools.get(own, "") if own is not None else "",
+                scsi_controller=str(config.get("scsihw", "")) if own is not None else "",
                 slots=tuple(sorted(_slots(config))),
-                is_host=vmid is None and host is not None,
+                is_host=own is None and host is not None,
                 control_plane=CONTROL_PLANE in node.labels,
                 max_volumes=most,
                 topology_keys=keys,
