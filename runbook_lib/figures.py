@@ -12,7 +12,7 @@ from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runbook_lib.display import Bundle, plain
-from runbook_lib.facts import Guest, KubeNode, Node
+from runbook_lib.facts import Connection, Guest, KubeNode, Node
 from runbook_lib.model import Measurement, Run, Status
 
 if TYPE_CHECKING:
@@ -176,6 +176,49 @@ def readings(measurements: Sequence[Measurement]) -> Figure:
         for entry in shown
     )
     return _described(figure, emulated + "; ".join(lines))
+
+
+def reachability(rows: Sequence[Connection], *, phase: str = "as shipped") -> Figure:
+    """Sources down, targets across: each cell open or closed as seen, framed where something else was expected.
+
+    A cell stands for all protocols and families of a pair; where they differ it is "mixed".
+    """
+    mine = [row for row in rows if row.phase == phase]
+    sources = list(dict.fromkeys(row.source for row in mine))
+    targets = list(dict.fromkeys(row.target for row in mine))
+    figure, axes = _canvas(height=1.8 + 0.36 * max(len(sources), 1))
+    colours = {"open": SHADE, "closed": INK, "mixed": STATUS_COLOURS[Status.WARN], "unknown": "#EEEEEE"}
+    told = []
+    for down, source in enumerate(sources):
+        for across, target in enumerate(targets):
+            cell = [row for row in mine if row.source == source and row.target == target]
+            if not cell:
+                continue
+            states = {row.seen for row in cell}
+            state = states.pop() if len(states) == 1 else "mixed"
+            wrong = any(row.seen not in {row.expected, "unknown"} for row in cell)
+            edge = STATUS_COLOURS[Status.FAIL] if wrong else "white"
+            axes.add_patch(_cell(across, down, colours[state], edge, 2.5 if wrong else 0.8))
+            sign = {"open": "o", "closed": "x", "mixed": "~", "unknown": "?"}[state]
+            axes.text(across, down, sign, ha="center", va="center", fontsize=8,
+                      color="white" if state == "closed" else "black")  # fmt: skip
+            if wrong:
+                told.append(f"{source} to {target} is {state}, {cell[0].expected} was expected")
+    axes.set_xlim(-0.5, max(len(targets), 1) - 0.5)
+    axes.set_ylim(max(len(sources), 1) - 0.5, -0.5)
+    axes.set_xticks(range(len(targets)), [_text(name) for name in targets], rotation=40, ha="right", fontsize=7)
+    axes.set_yticks(range(len(sources)), [_text(name) for name in sources], fontsize=7)
+    axes.set_title("o open, x closed, ~ both, ? not tried; a frame marks what was not expected", fontsize=8)
+    seen = [row.seen for row in mine]
+    counts = ", ".join(f"{seen.count(state)} {state}" for state in ("open", "closed", "unknown"))
+    surprises = "; ".join(told) or "nothing that was not expected"
+    return _described(figure, f"Connections {phase}: {counts}. {surprises}")
+
+
+def _cell(across: int, down: int, face: str, edge: str, width: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((across - 0.46, down - 0.42), 0.92, 0.84, facecolor=face, edgecolor=edge, linewidth=width)
 
 
 class StepLike(Protocol):

@@ -24,7 +24,8 @@ class World:
 
     `names` maps outside host names to addresses. `registries` maps a registry host to what pulling from it does:
     ok, timeout, denied, missing. `node_faults` maps a node to a fault of its own: runtime, network, dead, a pressure,
-    policy when its agent no longer enforces any, or frames when large ones are lost. What happens while the cluster runs: see afflictions.py.
+    policy when its agent no longer enforces any, or frames when large ones are lost on its wire. What happens while
+    the cluster runs: see afflictions.py.
     """
 
     reachable: tuple[str, ...] = ()
