@@ -87,3 +87,23 @@ def test_without_a_provider_the_step_proves_nothing(tmp_path_factory: pytest.Tem
         assert not [entry for entry in result.findings if entry.status in {Status.FAIL, Status.ERROR}]
     finally:
         place.down()
+
+
+@pytest.mark.parametrize(
+    ("scenario", "check", "status", "words"),
+    [
+        ("machine-without-owner", "machines.owners_are_set", Status.FAIL, "no Machine owns tenant-root/test-vm"),
+        ("many-vms", "machines.one_vm_a_machine", Status.WARN, "3 VMs are called demo-md-0-x7k2p"),
+    ],
+)
+def test_what_is_wrong_already_is_found_before_anything_is_made(
+    tmp_path_factory: pytest.TempPathFactory, scenario: str, check: str, status: Status, words: str
+):
+    """The incidents of the first attempt, judged by what both sides show, on a site that forbids changes."""
+    place = homes.make(tmp_path_factory.mktemp("wrong24"), scenario=scenario, scale=600, changes="forbid")
+    place.up()
+    try:
+        found = [entry for entry in run(place, "forbid").findings if entry.check == check and entry.status is status]
+        assert len(found) == 1 and words in found[0].message and found[0].remedy
+    finally:
+        place.down()
