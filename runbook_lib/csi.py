@@ -570,7 +570,8 @@ def settled(k8s: Any, what: Setting, applied: Any, *, timeout_seconds: float = R
         return []
     for name in (CCM, PLUGIN):
         path = f"{base}/namespaces/{what.namespace}/helmreleases/{name}"
-        _wait(k8s, path, _is_decided, timeout_seconds)
+        if k8s.find(path) is not None:
+            _wait(k8s, path, _is_decided, timeout_seconds)
     if not _is_ready(k8s.find(f"{base}/namespaces/{what.namespace}/helmreleases/{PLUGIN}")):
         timeout_seconds = 0.0
     for row in what.machines if timeout_seconds else ():
