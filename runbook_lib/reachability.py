@@ -7,6 +7,7 @@ sender's: a pod of no tenant would be let in everywhere and prove nothing.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,13 +15,13 @@ from datetime import datetime
 from typing import Any
 
 from runbook_lib import kubernetes_policies
-from runbook_lib.errors import NotFound, RunbookError
+from runbook_lib.errors import NotFound, RunbookError, WaitTimeout
 from runbook_lib.executors import labelled, reference, target_of
 from runbook_lib.facts import Cluster, Connection, Cozystack, Enforcement, KubeNode, PairReading
 from runbook_lib.model import Change, ChangeKind, Measurement
 from runbook_lib.plan import Applied
 from runbook_lib.prepare import Wanted
-from runbook_lib.staging import NOWHERE
+from runbook_lib.staging import NOWHERE, STATES
 
 Object = dict[str, Any]
 
@@ -366,11 +367,11 @@ class _Work:
                              "API server", api or NOWHERE, 443)]  # fmt: skip
         words = "The API server from a pod with the label"
         self._job("labelled", "a", self.first, lines, words, after=ready, labels={TO_API: "true"})
-        for tenant, node, relation in (("child", self.last, "child to parent"), ("b", self.first, "sibling")):
-            job, source = f"from-{tenant}", f"{tenant} on {node}"
-            lines = self._to_pods(job, SHIPPED, relation, source, node, "a", self.first)
-            lines.append(self._probe(job, SHIPPED, "DNS", source, node, "cluster DNS", "kube-dns.kube-system.svc", 53))
-            self._job(job, tenant, node, lines, f"From {source} to the first tenant", after=ready)
+        for tenant, place, relation in (("child", self.last, "child to parent"), ("b", self.first, "sibling")):
+            job, source = f"from-{tenant}", f"{tenant} on {place}"
+            lines = self._to_pods(job, SHIPPED, relation, source, place, "a", self.first)
+            lines.append(self._probe(job, SHIPPED, "DNS", source, place, "cluster DNS", "kube-dns.kube-system.svc", 53))
+            self._job(job, tenant, place, lines, f"From {source} to the first tenant", after=ready)
 
     def _to_proxmox(self, job: str, phase: str, source: str, node: str) -> list[str]:
         hosts = [(member.name, member.ip) for member in self.cluster.members if member.online and member.ip]
@@ -521,6 +522,9 @@ def connections(k8s: Any, planned: Trial, applied: Applied) -> list[Connection]:
     """Every connection of the plan with how it ended; "not tried" with the reason where its job said nothing."""
     if applied.refused:
         return [replace(probe.connection, note=applied.refused) for probe in planned.probes]
+    for name, space in planned.jobs.items():  # nothing of the plan waited for the last ones
+        with contextlib.suppress(WaitTimeout):
+            k8s.wait(f"/apis/batch/v1/namespaces/{space}/jobs/{name}", STATES["ended"], JOB_SECONDS)
     logs = {name: _log(k8s, space, name) for name, space in planned.jobs.items()}
     rows = []
     for probe in planned.probes:

@@ -64,6 +64,19 @@ POINTS = (
     Point("disk-resized", "22", "proxmox", "PUT", r"/qemu/\d+/resize", "/nodes/pve1/qemu/"),
     Point("refused-user", "21", "proxmox", "POST", r"/access/users(\?|$)", "/access/users/runbook-expired"),
     Point("refused-token", "21", "proxmox", "POST", r"/token/refused", "/access/users/runbook-expired"),
+    Point(
+        "tenant-asked-for", "41", "kubernetes", "POST", r"/tenants", "apps.cozystack.io/v1alpha1/Tenant/tenant-root/"
+    ),
+    Point("tenants-pod", "41", "kubernetes", "PATCH", r"/pods/server-", "v1/Pod/tenant-"),
+    Point("tenants-job", "41", "kubernetes", "PATCH", r"/jobs/from-", "batch/v1/Job/tenant-"),
+    Point(
+        "policy-applied",
+        "41",
+        "kubernetes",
+        "PATCH",
+        r"/ciliumnetworkpolicies/deny",
+        "cilium.io/v2/CiliumNetworkPolicy/",
+    ),
 )
 SAMPLE = {"volume-asked-for", "token-asked-for", "bridge-applied"}
 every_point = pytest.mark.parametrize(
@@ -104,7 +117,7 @@ def undisturbed(home: homes.Home, untouched: set[str]) -> dict[str, set[str]]:
     """What a run without a kill leaves behind, by step."""
     told = home.runbook("run", "--step", "13")
     assert told.returncode == 0, told.stderr[-2000:]
-    return {"13": homes.inventory(home) - untouched, "12": set(), "21": set(), "22": set()}
+    return {"13": homes.inventory(home) - untouched, "12": set(), "21": set(), "22": set(), "41": set()}
 
 
 @pytest.fixture
