@@ -487,6 +487,7 @@ async def place(seed: int) -> AsyncIterator[Walk]:
         context.spawn(inside.run(), name="machines")
         context.spawn(zones(made), name="zones")
         await disks(made)
+        await network(made)
         await group_of_machines(made)
         proxmox = ProxmoxClient(made.proxmox_url, "root@pam!capmox", SECRET)
         walk = Walk(made, proxmox, made.faults, seed, random.Random(seed), set(state.guests), set(state.volumes))
@@ -546,6 +547,15 @@ async def disks(made: Worlds) -> None:
     await client.create("/apis/storage.k8s.io/v1/storageclasses", {
         "metadata": {"name": "proxmox"}, "provisioner": DRIVER, "volumeBindingMode": "WaitForFirstConsumer",
         "reclaimPolicy": "Delete", "parameters": {"csi.storage.k8s.io/fstype": "ext4", "storage": "nas"}})  # fmt: skip
+
+
+async def network(made: Worlds) -> None:
+    """The agent of a network plugin on every node: without it none becomes Ready."""
+    labels = {"k8s-app": "cilium"}
+    pod = {"hostNetwork": True, "tolerations": [{"operator": "Exists"}],
+           "containers": [{"name": "cilium-agent", "image": "quay.io/cilium/cilium:v1.19.5"}]}  # fmt: skip
+    await made.client.create(f"/apis/apps/v1/namespaces/{SYSTEM}/daemonsets", {"metadata": {"name": "cilium"}, "spec": {
+        "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod}}})  # fmt: skip
 
 
 async def group_of_machines(made: Worlds) -> None:
