@@ -165,8 +165,11 @@ class Step:
         self._display({**shown.findings_table(given), FINDINGS: redact_json(data)})
         return _Shown(given)
 
-    def check(self, judge: Callable[..., list[Finding]], *facts: Any, **given: Any) -> list[Finding]:
+    def check(self, judge: Callable[..., list[Finding]], *facts: Any, about: str = "", **given: Any) -> list[Finding]:
         """The findings of a check with this site's thresholds, shown and kept.
+
+        `about` goes before each subject, where one check looks at the same things at several moments: else the later
+        finding would take the place of the earlier.
 
         Every keyword of the check that the site's `thresholds`, `requires` or `names` knows is taken from there, so
         that a notebook names the check and its facts and nothing else; `given` goes before.
@@ -175,7 +178,8 @@ class Step:
         keywords = [p.name for p in inspect.signature(judge).parameters.values() if p.kind is p.KEYWORD_ONLY]
         parts = (site.thresholds, site.requires, site.names)
         known = {name: getattr(part, name) for part in parts for name in keywords if hasattr(part, name)}
-        return self.record(judge(*facts, **{**known, **given}))
+        found = judge(*facts, **{**known, **given})
+        return self.record([_about(about, entry) for entry in found] if about else found)
 
     def measure(self, measurements: Measurement | Iterable[Measurement]) -> list[Measurement]:
         """The measurements, shown with their percentiles and kept; on a rehearsal they are marked as emulated."""
@@ -383,6 +387,10 @@ class Step:
             display(data, metadata=dict(metadata or {}), raw=True)
         else:
             self.displayed.append(data)
+
+
+def _about(moment: str, finding: Finding) -> Finding:
+    return replace(finding, subject=": ".join(filter(None, (moment, finding.subject))))
 
 
 def _display_scrap(step: Step, result: StepResult) -> None:
