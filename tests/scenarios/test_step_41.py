@@ -48,7 +48,7 @@ def by_status(result: StepResult, status: Status) -> set[str]:
     return {f.check for f in result.findings if f.status is status and f.check.startswith("policies.")}
 
 
-def test_a_healthy_site_is_as_the_platform_promises(home: homes.Home):
+def test_a_healthy_site_is_as_the_platform_promises(home: homes.Home) -> None:
     """Only what every stock CozyStack has is warned of, and nothing of the tenants remains on either side."""
     control.scenario("healthy", home.lab)
     before = homes.inventory(home)
@@ -73,7 +73,7 @@ def test_a_healthy_site_is_as_the_platform_promises(home: homes.Home):
         for name in TROUBLED
     ],
 )
-def test_packets_tell_what_the_scenario_hides(home: homes.Home, name: str):
+def test_packets_tell_what_the_scenario_hides(home: homes.Home, name: str) -> None:
     """The checks that fail are those that the scenario names, and no others."""
     result = run(home, name)
     wanted = {check for check in scenario.load(name).must_fail if check.startswith("policies.")}
@@ -81,7 +81,7 @@ def test_packets_tell_what_the_scenario_hides(home: homes.Home, name: str):
     assert not by_status(result, Status.ERROR)
 
 
-def test_with_changes_forbidden_the_plan_is_shown_and_nothing_is_tried(home: homes.Home):
+def test_with_changes_forbidden_the_plan_is_shown_and_nothing_is_tried(home: homes.Home) -> None:
     """Configuration is judged, every packet is a skip, and nothing is sent."""
     result = run(home, changes="forbid")
     assert result.changes == ()
