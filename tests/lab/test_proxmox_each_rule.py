@@ -320,3 +320,35 @@ def test_a_log_counts_its_lines_from_one(pve: control.ProxmoxConnection, api: Pr
     answer = ask(pve, "GET", f"/api2/json/nodes/pve1/tasks/{upid}/log").json
     assert [sorted(row) for row in answer["data"][:1]] == [["n", "t"]]
     assert (answer["data"][0]["n"], answer["total"] >= len(answer["data"])) == (1, True)
+
+
+def test_what_the_server_itself_refuses_is_plain_text(pve: control.ProxmoxConnection) -> None:
+    """Server-layer errors: before any formatter the body repeats the reason."""
+    answer = ask(pve, "POST", "/api2/json/access/groups", "comment=" + "x" * 600_000, **FORM)
+    assert answer.status == 501
+    assert answer.body.decode().strip() == answer.reason
+
+
+def test_a_handler_that_gives_up_answers_500(pve: control.ProxmoxConnection) -> None:
+    """die in handler: 500, and the reason is the text's first line."""
+    answer = ask(pve, "GET", "/api2/json/access/groups/nobody")
+    assert (answer.status, answer.reason) == (500, "group 'nobody' does not exist")
+    assert answer.json["message"].splitlines()[0] == answer.reason
+
+
+def topic(text: str) -> str:
+    """The rule's name as its row and its tests share it: the first of several words, small letters."""
+    return text.partition("/")[0].strip().lower()
+
+
+def test_every_row_of_the_table_has_a_test_that_names_it() -> None:
+    """The wire rules of the facts, where they are at hand, each begin the docstring of a test here."""
+    facts = Path(__file__).parents[3] / "shared/facts/providers-and-proxmox-api.md"
+    if not facts.exists():
+        pytest.skip("the table of wire rules is not here")
+    part = facts.read_text(encoding="utf-8").partition("### 6.1 Wire rules")[2].partition("\nTask types:")[0]
+    rows = {topic(found[1]) for line in part.splitlines()[2:] if (found := re.match(r"\| ([^|-]+) \|", line))}
+    tests = [each for name, each in globals().items() if name.startswith("test_") and each.__doc__]
+    named = {topic(each.__doc__.partition(":")[0]) for each in tests if ":" in each.__doc__}
+    assert len(rows) > 15
+    assert rows - {"topic"} <= named

@@ -14,7 +14,8 @@ from runbook_lib.lab.clock import Clock
 from runbook_lib.lab.proxmox import scheduler
 from runbook_lib.lab.proxmox.backup import analyze, jobs
 from runbook_lib.lab.proxmox.calendar import next_run
-from runbook_lib.lab.proxmox.routing import Call
+from runbook_lib.lab.proxmox.replication import schedule_now
+from runbook_lib.lab.proxmox.routing import AuthId, Call, PveError
 from runbook_lib.lab.proxmox.state import PveState
 
 NIGHTLY = {"all": 1, "storage": "nas", "schedule": "01:00", "compress": "zstd"}
@@ -126,6 +127,33 @@ def test_the_analysis_of_a_schedule_names_the_time_the_job_starts() -> None:
     (row,) = analyze(call)
     scheduler.look(state, set())
     assert scheduler.runs(state)["pve1/vzdump/nightly"]["next"] == row["timestamp"]
+
+
+@pytest.mark.parametrize("starttime", [0, 253_402_300_799, 10**14, 67_768_036_191_600_000])
+def test_a_schedule_is_analysed_from_any_year(starttime: int) -> None:
+    """Far years have the weekdays of near ones, and are written with all their digits."""
+    call = Call(site(), "GET", "/", {}, params={"schedule": "sun 03:30", "iterations": 2, "starttime": starttime})
+    first, second = analyze(call)
+    assert starttime < first["timestamp"] <= starttime + 7 * 86400
+    assert second["timestamp"] - first["timestamp"] == 7 * 86400
+    assert first["utc"].startswith("Sun ") and first["utc"].endswith(" 03:30:00 UTC")
+
+
+def test_a_year_that_no_library_holds_is_refused() -> None:
+    """500 with the library's complaint, and no traceback."""
+    call = Call(site(), "GET", "/", {}, params={"schedule": "sun 03:30", "starttime": 10**18})
+    with pytest.raises(PveError, match="libc::localtime failed for '1000000000000000000'"):
+        analyze(call)
+
+
+def test_a_replication_run_makes_no_task() -> None:
+    """What ran is seen in the job's status alone."""
+    given = {**scenario.load("healthy").proxmox, "replication": {"101-0": {"target": "pve2"}}}
+    state = PveState.from_scenario(given, clock=Clock(float("inf")))
+    before = len(state.tasks)
+    call = Call(state, "POST", "/", {}, AuthId("root@pam"), params={"id": "101-0", "node": "pve1"})
+    schedule_now(call)
+    assert len(state.tasks) == before and state.areas["replication_runs"]["101-0"]["last_sync"]
 
 
 def test_replication_runs_on_schedule_and_counts_its_failures() -> None:

@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 
 from runbook_lib.lab.proxmox.routing import Route, Router, split_list
-from runbook_lib.lab.proxmox.schema import MISSING, UNKNOWN, Array, Boolean, Integer, Number, Param, String, verify
+from runbook_lib.lab.proxmox.schema import (
+    FORMATS,
+    MISSING,
+    UNKNOWN,
+    Array,
+    Boolean,
+    Integer,
+    Number,
+    Param,
+    String,
+    verify,
+)
 from runbook_lib.lab.proxmox.server import parse_form
 
 
@@ -119,3 +130,27 @@ def test_a_literal_segment_wins_over_an_argument() -> None:
     assert found("/content/local:iso/x.iso") == ("/content/{volume:rest}", {"volume": "local:iso/x.iso"})
     assert found("/nodes") is None
     assert router.find("POST", "/nodes/pve1") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        (
+            "lxc-ip-with-ll-iface",
+            ("10.0.0.1", "fd00::1", "fe80::1", "fe80::1%eth0"),
+            ("eth0", "fd00::1%eth0", "fe80::1%"),
+        ),
+        (
+            "pve-node-location",
+            ("latitude=48.2,longitude=16.3", "latitude=0,longitude=-180,name=Kyiv"),
+            ("Kyiv", "latitude=91,longitude=0", "longitude=1", "latitude=1,longitude=x"),
+        ),
+    ],
+)
+def test_a_format_takes_what_it_means_and_no_other(name: str, good: tuple[str, ...], bad: tuple[str, ...]) -> None:
+    """Name servers with an interface beside a link-local address alone; places on the globe."""
+    for value in good:
+        FORMATS[name](value)
+    for value in bad:
+        with pytest.raises(ValueError, match=r"\S"):
+            FORMATS[name](value)

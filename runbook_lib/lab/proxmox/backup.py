@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import scheduler
-from .calendar import next_run, parse_event
+from .calendar import next_run, parse_event, written
 from .declared import declared
 from .declared.backup import TABLE
 from .qemu.config import join_pool, stored, with_mac
@@ -292,17 +292,21 @@ def jobs_index(call: Call) -> list[dict[str, str]]:
     return [{"subdir": "schedule-analyze"}, {"subdir": "realm-sync"}]
 
 
+LAST_MOMENT = 67_768_036_191_676_799
+"""The last second whose year the C library can hold."""
+
+
 @endpoint("GET /cluster/jobs/schedule-analyze")
 def analyze(call: Call) -> list[dict[str, Any]]:
     """The next times a schedule comes round."""
-    start = call.params.get("starttime") or call.clock.now()
+    start = call.params.get("starttime", call.clock.now())
+    if abs(start) > LAST_MOMENT:
+        raise PveError(500, f"libc::localtime failed for '{start}'")
     rows: list[dict[str, Any]] = []
     for moment in parse_event(call.params["schedule"]).after(start):
         if len(rows) >= call.params.get("iterations", 10):
             break
-        rows.append(
-            {"timestamp": moment, "utc": f"{dt.datetime.fromtimestamp(moment, dt.UTC):%a %Y-%m-%d %H:%M:%S UTC}"}
-        )
+        rows.append({"timestamp": moment, "utc": written(moment)})
     return rows
 
 

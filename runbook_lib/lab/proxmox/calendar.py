@@ -27,6 +27,8 @@ WORDS = {
     "annually": "*-1-1 00:00",
 }
 LOOK_AHEAD_DAYS = 366 * 5
+_PERIOD_SECONDS = 146_097 * 86_400
+"""Four hundred years, after which dates and days of the week are the same again."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class Event:
 
     def after(self, moment: float) -> Iterator[int]:
         """The times (epoch, UTC) the event comes round after `moment`, in order."""
+        if moment > _PERIOD_SECONDS * 5:  # the calendar repeats, Python's ends
+            whole = int(moment // _PERIOD_SECONDS - 4) * _PERIOD_SECONDS
+            yield from (whole + found for found in self.after(moment - whole))
+            return
         start = dt.datetime.fromtimestamp(moment, dt.UTC)
         for offset in range(LOOK_AHEAD_DAYS):
             day = start.date() + dt.timedelta(days=offset)
@@ -122,6 +128,13 @@ def _numbers(spec: str, low: int, high: int, text: str) -> tuple[int, ...]:
 def check_event(value: str) -> None:
     """Nothing, or a ValueError with the server's complaint about a schedule."""
     parse_event(value)
+
+
+def written(moment: int) -> str:
+    """A moment as the server writes it: day, date, time, UTC; of any year."""
+    periods = moment // _PERIOD_SECONDS
+    found = dt.datetime.fromtimestamp(moment - periods * _PERIOD_SECONDS, dt.UTC)
+    return f"{found:%a} {found.year + 400 * periods}-{found:%m-%d %H:%M:%S} UTC"
 
 
 def next_run(schedule: str, moment: float) -> int | None:

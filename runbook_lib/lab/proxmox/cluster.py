@@ -295,7 +295,7 @@ OPTIONS: dict[str, Any] = {
     "http_proxy": String(optional=True, pattern=r"^http://.*$"),
     "keyboard": String(optional=True, enum=KEYBOARDS),
     "language": String(optional=True, enum=LANGUAGES),
-    "location": only_9(String(optional=True)),
+    "location": only_9(String(optional=True, format="pve-node-location")),
     "mac_prefix": String(optional=True, format="mac-prefix"),
     "migration": String(optional=True, format=_NETWORK),
     "migration_unsecure": Boolean(optional=True),

@@ -456,7 +456,7 @@ def node_config(call: Call) -> dict[str, Any]:
                 "alias": String(optional=True),
             },
         ),
-        "location": only_9(String(optional=True)),
+        "location": only_9(String(optional=True, format="pve-node-location")),
         "delete": String(optional=True, format="pve-configid-list"),
         "digest": String(optional=True, max_length=40),
     },

@@ -26,9 +26,7 @@ def lose(state: PveState, name: str) -> None:
     if not node.online:
         return
     node.online, node.lost_at = False, state.clock.now()
-    for task in state.tasks:
-        if task.node == name and task.running:
-            state.tasks.stop(task.upid)
+    state.tasks.die(name)
 
 
 def give_back(state: PveState, name: str) -> None:

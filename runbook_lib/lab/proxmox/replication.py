@@ -19,7 +19,6 @@ from .quorum import require_quorum
 from .routing import Call, PveError, param_error
 from .schema import format_check
 from .sections import Section, Sections, check_digest, digest_of, edit, stored
-from .worker import TaskContext, TaskError
 
 if TYPE_CHECKING:
     from .state import PveState
@@ -266,38 +265,26 @@ def job_log(call: Call) -> list[dict[str, Any]]:
 
 
 @endpoint("POST /nodes/{node}/replication/{id}/schedule_now")
-def schedule_now(call: Call) -> str:
-    """The UPID of a run out of turn."""
+def schedule_now(call: Call) -> None:
+    """Nothing; the job runs out of turn. There is no task: a run leaves only the job's status and log."""
     job = job_of(call)
     check_writer(call, job["guest"])
+    begin(call.state, job)
 
-    return begin(call.state, call.node, job, user=call.authid)
 
-
-def begin(state: PveState, node: str, job: Section, *, user: str) -> str:
-    """The UPID of one run of the job, whose outcome its status tells from then on."""
-
-    async def work(task: TaskContext) -> None:
-        now, name = state.clock.now(), str(job["id"])
-        why = unreachable(state, job)
-        old = outcomes(state).get(name) or {"last_sync": 0, "fail_count": 0}
-        took = round(2 + 4 * phase(name), 3)
-        fresh = {"last_try": int(now), "duration": took, "error": why}
-        if why:
-            outcomes(state)[name] = {**old, **fresh, "fail_count": old["fail_count"] + 1}
-        else:
-            outcomes(state)[name] = {**old, **fresh, "fail_count": 0, "last_sync": int(now)}
-        guest = state.guests.get(job["guest"])
-        for line in run_lines({**job, **outcomes(state)[name], "vmtype": guest.kind if guest else "qemu"}):
-            task.log(line)
-        await task.sleep(took)
-        if why:
-            raise TaskError(why)
-
-    return state.tasks.start("replicate", str(job["guest"]), work, node=node, user=user)
+def begin(state: PveState, job: Section) -> None:
+    """Run the job once; its status and log tell how that went from then on."""
+    now, name = state.clock.now(), str(job["id"])
+    why = unreachable(state, job)
+    old = outcomes(state).get(name) or {"last_sync": 0, "fail_count": 0}
+    fresh = {"last_try": int(now), "duration": round(2 + 4 * phase(name), 3), "error": why}
+    if why:
+        outcomes(state)[name] = {**old, **fresh, "fail_count": old["fail_count"] + 1}
+    else:
+        outcomes(state)[name] = {**old, **fresh, "fail_count": 0, "last_sync": int(now)}
 
 
 def run_scheduled(state: PveState, node: str, name: str, job: Section) -> None:
     """Run a job whose turn has come; its status and log tell how that went."""
-    del name
-    begin(state, node, job, user="root@pam")
+    del node, name
+    begin(state, job)

@@ -183,7 +183,6 @@ _by_pattern(
 )
 _by_pattern("bridge-pair", r"1|[a-zA-Z][\w:.]*", "bridge ID '%s' contains illegal characters")
 _by_pattern("storagepair", r".+", "")
-_by_pattern("lxc-ip-with-ll-iface", r".*", "")
 _by_pattern("pve-command-batch", r"[\s\S]*", "")
 _by_pattern("pve-vlan-id-or-range", r"[1-9]\d{0,3}(-[1-9]\d{0,3})?", "invalid VLAN tag '%s'")
 _by_pattern("pve-replication-job-id", r"[1-9]\d{2,8}-\d{1,9}", "invalid replication job id '%s'")
@@ -265,6 +264,23 @@ FORMATS |= {
     "CIDRv4": _network(4, "value does not look like a valid IPv4 network\n"),
     "CIDRv6": _network(6, "value does not look like a valid IPv6 network\n"),
 }
+
+
+@format_check("lxc-ip-with-ll-iface")
+def _name_server(value: str) -> None:
+    # a link-local address may name the interface it is on
+    address, percent, interface = value.partition("%")
+    if percent and address.startswith("fe80:"):
+        try:
+            FORMATS["ip"](address)
+            FORMATS["pve-iface"](interface)
+        except ValueError:
+            pass
+        else:
+            return
+    if percent:
+        raise ValueError("value does not look like a valid IP address\n")
+    FORMATS["ip"](value)
 
 
 def is_list_format(spec: Param) -> bool:
@@ -358,6 +374,11 @@ PROPERTY_STRINGS: dict[str, Mapping[str, Param]] = {
             optional=True, pattern=r"^((?:(?:acl|properties|entry);)*(?:acl|properties|entry)|none)$"
         ),
         "scope": String(optional=True, enum=("users", "groups", "both")),
+    },
+    "pve-node-location": {
+        "latitude": Number(minimum=-90, maximum=90),
+        "longitude": Number(minimum=-180, maximum=180),
+        "name": String(optional=True, max_length=128),
     },
     "backup-performance": {
         "max-workers": Integer(optional=True, minimum=1, maximum=256),

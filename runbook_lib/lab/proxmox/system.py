@@ -195,11 +195,13 @@ def go_down(state: PveState, node: NodeState) -> None:
         if guest.node == node.name and guest.running:
             power_off(state, guest)
     node.online, node.lost_at = False, state.clock.now()
+    state.tasks.die(node.name)
 
 
 def come_up(state: PveState, node: NodeState) -> None:
     """Let the node answer again: what ran on it when it was lost does not, and what starts with it is started."""
     node.online, node.booted, node.told = True, state.clock.now(), None
+    state.tasks.die(node.name)  # what was begun in its name while it was away
     power(state).pop(node.name, None)
     for guest in state.guests.values():
         if guest.node == node.name and guest.running:

@@ -138,8 +138,13 @@ class Tasks:
         task = self.new(kind, id, node=node, user=user)
         worker = asyncio.get_running_loop().create_task(self._run(task, work), name=task.upid)
         self._workers[task.upid] = worker
-        worker.add_done_callback(lambda _: self._workers.pop(task.upid, None))
+        worker.add_done_callback(lambda _: self._gone(task))
         return task.upid
+
+    def _gone(self, task: TaskState) -> None:
+        self._workers.pop(task.upid, None)
+        if task.running:  # interrupted before its first step
+            self.finish(task, "received interrupt")
 
     async def _run(self, task: TaskState, work: Work) -> None:
         fault = self.fault(task.type)
@@ -162,6 +167,8 @@ class Tasks:
 
     def finish(self, task: TaskState, exitstatus: str, *, endtime: float | None = None) -> None:
         """End the task: exit status, end time and the last line of its log."""
+        if not task.running:
+            return  # its node has died meanwhile
         first = exitstatus.split("\n", 1)[0]
         if first == "OK":
             task.log.append("TASK OK")
@@ -176,6 +183,17 @@ class Tasks:
         """Interrupt a running task, as DELETE /nodes/{node}/tasks/{upid} does."""
         if worker := self._workers.get(upid):
             worker.cancel()
+
+    def die(self, node: str) -> None:
+        """End what runs on a node that lost its power: its logs stop in the middle of the work.
+
+        A real node finds such tasks when it is back, with no worker and no last line that tells how they ended.
+        """
+        for task in self:
+            if task.node == node and task.running:
+                task.exitstatus = "unexpected status" if task.log else "unable to read tail (got 0 bytes)"
+                task.endtime = int(self._clock.now())
+                self.stop(task.upid)
 
     async def idle(self) -> None:
         """Return when no task runs; for tests and for the end of the lab."""
