@@ -38,7 +38,8 @@ async def run_operator(context: Context, process: Process) -> None:
         rows = item["metadata"].get("ownerReferences") or ()
         return [(item["metadata"]["namespace"], row["name"]) for row in rows if row["kind"] == "TenantControlPlane"]
 
-    also = [(context.cache(DEPLOYMENTS), owner), (context.cache(SERVICES), owner)]
+    # Secrets too: those of a former control plane of the name may only be about to go.
+    also = [(context.cache(path), owner) for path in (DEPLOYMENTS, SERVICES, SECRETS)]
     await reconcile(context, cache, work, also=also)
 
 
@@ -208,7 +209,10 @@ async def run_provider(context: Context, process: Process) -> None:
     async def work(key: Key, item: Object | None) -> float | None:
         return await _provide(manager, key, item, version)
 
-    also = [(context.cache(TENANTS), owners), (manager.cache("clusters"), at_turns(of_cluster))]
+    also = [
+        (context.cache(TENANTS), owners), (context.cache(SECRETS), owners),
+        (manager.cache("clusters"), at_turns(of_cluster)),
+    ]  # fmt: skip
     await reconcile(context, cache, work, also=also)
 
 
