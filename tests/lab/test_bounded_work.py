@@ -275,3 +275,18 @@ def test_a_watch_that_is_cancelled_while_it_wakes_ends() -> None:
         return bool(done) and task.cancelled()
 
     assert asyncio.run(story())
+
+
+def test_a_secret_of_a_control_plane_is_made_again() -> None:
+    """Kamaji notices that it went, although nothing else of the control plane changed."""
+
+    async def story() -> None:
+        async with living("v1beta1", kamaji=True) as site:
+            await site.managed_cluster("v1alpha1")
+            await site.first_machine()
+            path = site.secret("c-admin-kubeconfig")
+            before = await site.client.get(path)
+            await site.client.delete(path)
+            await site.until(path, lambda item: item["metadata"]["uid"] != before["metadata"]["uid"])
+
+    asyncio.run(story())
