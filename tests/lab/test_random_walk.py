@@ -48,7 +48,7 @@ Object = dict[str, Any]
 COMPLETE = bool(os.environ.get("RUNBOOK_COMPLETE"))
 STEPS = 600 if COMPLETE else 80
 SEEDS = range(1, 9) if COMPLETE else (2,)
-"""Seed 1 now and then ends with a Deployment whose pods wait for a node that does not come back: not explained yet."""
+"""Seed 1 of the complete walk can end with a StatefulSet made anew whose pods are not made: not explained yet."""
 REST_EVERY, REST_SECONDS, MOST_MACHINES = 20, 30.0, 4
 CORE = (("MachineDeployment", "machinedeployments"), ("MachineSet", "machinesets"),
         ("MachineHealthCheck", "machinehealthchecks"))  # fmt: skip
