@@ -593,11 +593,12 @@ def test_what_is_kept_for_other_tools_is_redacted_and_private(opened: Step) -> N
     assert "s3cret" not in path.read_text(encoding="utf-8")
 
 
-def test_one_check_at_two_moments_keeps_both_findings(opened: Step) -> None:
+def test_one_check_at_two_moments_keeps_both_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a word about the moment the later finding would take the place of the earlier."""
     from runbook_lib.checks import machines
     from runbook_lib.evidence import Scene
 
+    opened = make(tmp_path, monkeypatch, thresholds=None, requires=None, names=None)
     for moment in ("created", "scaled up"):
         opened.check(machines.machines_came_up, Scene(), count=1, about=moment)
     result = opened.finish()
