@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from runbook_lib import kubernetes_storage, prepare, privileges
 from runbook_lib.errors import NotFound, SecretError, WaitTimeout
@@ -54,6 +54,13 @@ READY_SECONDS = 300.0
 
 
 # --- what is asked for -------------------------------------------------------------------------------
+
+
+class Placed(Protocol):
+    """Anything that names a namespace."""
+
+    @property
+    def namespace(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -292,7 +299,7 @@ def authority(what: Setting, pem: str) -> Object:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"ca.crt": pem}}
 
 
-def source(name: str, chart: Chart, what: Setting, api_version: str) -> Object:
+def source(name: str, chart: Chart, what: Placed, api_version: str) -> Object:
     """Where Flux takes the chart from: an OCIRepository, or a HelmRepository where the site names one."""
     metadata = {"name": name, "namespace": what.namespace}
     spec: Object
@@ -303,7 +310,7 @@ def source(name: str, chart: Chart, what: Setting, api_version: str) -> Object:
     return {"apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": spec}
 
 
-def release(name: str, chart: Chart, what: Setting, values: Object, api_version: str, *, after: str = "") -> Object:
+def release(name: str, chart: Chart, what: Placed, values: Object, api_version: str, *, after: str = "") -> Object:
     """The HelmRelease of a chart, retried three times."""
     where: Object = {"chartRef": {"kind": "OCIRepository", "name": name}}
     if not chart.oci:

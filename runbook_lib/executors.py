@@ -415,8 +415,10 @@ class KubernetesExecutor:
 
         data = {}
         for key, part in request["secret_data"].items():
-            text = part["text"].replace("{secret}", resolve(part["secret"], base=self._root))
-            register(text)
+            text = part["text"]
+            if "{secret}" in text:
+                text = text.replace("{secret}", resolve(part["secret"], base=self._root))
+                register(text)
             data[key] = base64.b64encode(text.encode()).decode()
         return {**request["manifest"], "data": data}
 

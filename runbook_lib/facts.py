@@ -478,6 +478,32 @@ class CapiProvider:
 
 
 @dataclass(frozen=True)
+class ProviderStage:
+    """A condition of a provider object, when it came to be so."""
+
+    provider: str  # "proxmox", "in-cluster"
+    condition: str
+    status: str
+    reason: str
+    message: str
+    since: str
+
+
+@dataclass(frozen=True)
+class ManagerIdentity:
+    """Whom CAPMOX' manager is to Proxmox VE. The token's secret is not read, only whether there is one."""
+
+    pods: int
+    ready: int
+    restarts: int
+    url: str
+    token_id: str
+    has_secret: bool
+    insecure: str  # PROXMOX_INSECURE as it is set; empty means the default, which verifies nothing
+    errors: tuple[str, ...] = ()  # last lines of its log that tell of errors
+
+
+@dataclass(frozen=True)
 class Crd:
     """A CustomResourceDefinition. `contracts` maps a Cluster API contract to the versions that satisfy it."""
 

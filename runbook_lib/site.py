@@ -293,6 +293,7 @@ class Thresholds(Part):
     volume_seconds: Positive = option(30, "Longest a volume may take to be there (the sprint's figure).")
     pod_seconds: Positive = option(120, "Longest a pod with a volume may take to run (the sprint's figure).")
     slower_warn: Positive = option(1.5, "How many times slower than in the run before that warns.")
+    policy_seconds: Positive = option(10, "Longest acceptable time from a policy to its effect.")
 
     @model_validator(mode="after")
     def _warn_before_fail(self) -> Thresholds:
@@ -489,6 +490,36 @@ class Budget(Part):
     minutes: float = option(30, "Time of one plan.", ge=0)
 
 
+class ProviderSource(Part):
+    """A Cluster API provider: which release, and where its components come from unless from its project."""
+
+    version: str | None = option(None, "Release; default the newest known that fits.", pattern=r"^v\d+\.\d+\.\d+\S*$")
+    url: Https | None = option(None, "Address of the release's components.yaml.")
+    oci: str | None = option(None, "OCI artifact with the components.", min_length=1)
+    selector: dict[str, str] = option({}, "Labels of a ConfigMap that holds them, as on a site without internet.")
+    folder: str | None = option(
+        None, "Folder with components.yaml and metadata.yaml, from which that ConfigMap is made.", min_length=1
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ProviderSource:
+        if sum(map(bool, (self.url, self.oci, self.selector))) > 1:
+            raise _wrong("at most one of url, oci and selector is expected")
+        if self.folder and not (self.selector and self.version):
+            raise _wrong("folder is given without selector and version", "the ConfigMap is named after the version")
+        return self
+
+
+class Capi(Part):
+    """The Cluster API provider for Proxmox VE and the IPAM provider beside it (step 23)."""
+
+    provider: ProviderSource = option(ProviderSource(), "CAPMOX.")
+    ipam: ProviderSource = option(ProviderSource(), "The in-cluster IPAM provider.")
+    namespace: Label = option("capmox-system", "Namespace of CAPMOX.")
+    ipam_namespace: Label = option("capi-ipam-in-cluster-system", "Namespace of the IPAM provider.")
+    wait_seconds: float = option(300, "Longest wait for one provider.", gt=0, le=3600)
+
+
 class Machines(Part):
     """The cluster of machines that step 24 makes, changes and takes away again."""
 
@@ -561,6 +592,7 @@ class Site(Part):
         "forbid", "Whether the runbook may change anything: never, after `runbook approve`, or by itself."
     )
     budget: Budget = option(Budget(), "The most a run may take.")
+    capi: Capi = option(Capi(), "The Cluster API provider for Proxmox VE.")
     csi: Csi = option(Csi(), "The storage driver and what is tried with it.")
     benchmarks: Benchmarks = option(Benchmarks(), "How much the benchmarks measure.")
 

@@ -27,14 +27,16 @@ class CapmoxLine:
     api_versions: tuple[str, ...]
     capi: tuple[str, str]  # lowest and highest Cluster API minor it was built for
     ipam: str  # the in-cluster IPAM provider line that fits
+    release: str  # the newest release of the line that the runbook knows
+    ipam_release: str
 
 
 # Its metadata.yaml, README compatibility table and go.mod at each tag.
 CAPMOX = (
-    CapmoxLine("0.6", "v1beta1", ("v1alpha1",), ("1.7", "1.8"), "1.0"),
-    CapmoxLine("0.7", "v1beta1", ("v1alpha1",), ("1.8", "1.10"), "1.0"),
-    CapmoxLine("0.8", "v1beta2", ("v1alpha1", "v1alpha2"), ("1.11", "1.11"), "1.1"),
-    CapmoxLine("0.9", "v1beta2", ("v1alpha1", "v1alpha2"), ("1.11", "1.12"), "1.1"),
+    CapmoxLine("0.6", "v1beta1", ("v1alpha1",), ("1.7", "1.8"), "1.0", "v0.6.2", "v1.0.3"),
+    CapmoxLine("0.7", "v1beta1", ("v1alpha1",), ("1.8", "1.10"), "1.0", "v0.7.7", "v1.0.3"),
+    CapmoxLine("0.8", "v1beta2", ("v1alpha1", "v1alpha2"), ("1.11", "1.11"), "1.1", "v0.8.2", "v1.1.0"),
+    CapmoxLine("0.9", "v1beta2", ("v1alpha1", "v1alpha2"), ("1.11", "1.12"), "1.1", "v0.9.0", "v1.1.0"),
 )
 
 CSI_MINIMUM_PVE = (7, 0)
@@ -54,6 +56,39 @@ class Verdict:
     works: bool | None
     why: str
     choice: str = ""  # the version to install
+
+
+@dataclass(frozen=True)
+class Way:
+    """From what is installed to what fits the cluster: CAPMOX one line at a time, its IPAM provider beside it."""
+
+    why: str
+    contract: str = ""
+    target: str = ""  # the CAPMOX release at the end of the way; empty where there is none
+    steps: tuple[str, ...] = ()  # releases still to install, in order; empty when the target is there
+    ipam: str = ""  # the IPAM provider's release for the first of them
+    problem: str = ""  # what makes it impossible
+
+
+def way(verdict: Verdict, *, installed: str = "", wish: str = "", ipam_wish: str = "") -> Way:
+    """The way to the CAPMOX line that `assess` chose, or to the release the site asks for if that is of this line.
+
+    0.7 → 0.8 → 0.9, never past a line: each converts only what the one before stored. Never back either.
+    """
+    line = next((row for row in CAPMOX if verdict.choice.startswith(f"v{row.version}.")), None)
+    if line is None:
+        return Way(verdict.why, problem=verdict.why)
+    if wish and _minor(wish) != line.version:
+        return Way(verdict.why, line.contract, problem=f"capi.provider.version asks for {wish}: {verdict.why}")
+    target = wish or line.release
+    have = numbers(installed)
+    if have and have > numbers(target):
+        told = f"{installed} is installed and is newer than {target}; CAPMOX does not go back"
+        return Way(verdict.why, line.contract, target, problem=told)
+    between = [row for row in CAPMOX if have and have[:2] < numbers(row.version) < numbers(line.version)]
+    steps = [row.release for row in between] + ([target] if have != numbers(target) else [])
+    first = next((row for row in CAPMOX if steps and _minor(steps[0]) == row.version), line)
+    return Way(verdict.why, line.contract, target, tuple(steps), ipam_wish or first.ipam_release)
 
 
 def numbers(text: str) -> tuple[int, ...]:

@@ -79,7 +79,7 @@ def generations_fit(apis: MachineApis) -> Iterator[Finding]:
     source=f"{CAPMOX}: templateSelector; issue #225 (boot order)",
 )
 def template_is_chosen(
-    templates: Sequence[Template], *, vmid: int | None = None, tags: Sequence[str] = (), disk_gib: int | None = None
+    templates: Sequence[Template], *, vmid: int | None = None, tags: Sequence[str] = ()
 ) -> Iterator[Finding]:
     """One finding: exactly one template answers to the number or to the tags, with a disk to grow and a boot order."""
     if tags:
@@ -438,7 +438,8 @@ def no_iso_is_left(scene: Scene) -> Iterator[Finding]:
     """One finding per image: its VM is still on its way, or it should be gone; one pass when there is none."""
     known = {chain.proxmox.vmid: chain for chain in chains(scene) if chain.proxmox and chain.proxmox.vmid}
     for iso in scene.isos:
-        chain = known.get(_vmid_of(iso))
+        vmid = _vmid_of(iso)
+        chain = known.get(vmid) if vmid is not None else None
         own = chain.proxmox if chain else None
         if chain is None or own is None:
             yield verdict(False, iso.volid, f"{iso.volid} on {iso.node} is of no machine that is there")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from runbook_lib import checks
 from runbook_lib.checks import check, graded, verdict
 from runbook_lib.model import Status
+
+ROOT = Path(__file__).parents[2]
 
 
 def judged(*statuses, error=None):
@@ -66,12 +71,13 @@ def test_check_ids_are_area_and_claim():
 
 
 def test_thresholds_are_named_like_the_parameters_of_a_site():
-    """Every keyword of a check is a field of the site's thresholds, requirements or names, or has no unit to set."""
+    """Every limit of a check is a field of the site's thresholds, requirements or names, or a notebook gives it."""
     from runbook_lib.parameters import Names, Requires, Thresholds
 
     known = {*Thresholds.model_fields, *Requires.model_fields, *Names.model_fields}
-    internal = {"today", "now_epoch", "wanted", "agents"}
-    strange = {
-        (entry.id, name) for entry in checks.catalogue() for name in entry.thresholds if name not in known | internal
-    }
+    units = re.compile(r"_(seconds|days|gib|mib|ms|percent|warn|fail|start)$")
+    told = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "notebooks").glob("*.ipynb")))
+    limits = [(entry.id, name) for entry in checks.catalogue() for name in entry.thresholds if units.search(name)]
+    strange = {(check, name) for check, name in limits if name not in known and f"{name}=" not in told}
+    assert len(limits) > 20
     assert not strange
