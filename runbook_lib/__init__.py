@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         figures,
         kubernetes,
         kubernetes_policies,
+        kubernetes_workload,
         lifecycle,
         machines,
         parameters,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         trials,
         versions,
         volumes,
+        workload,
     )
     from runbook_lib.errors import RunbookError
     from runbook_lib.model import Change, ChangeKind, Finding, Measurement, Run, Status, StepResult, worst
@@ -54,6 +56,7 @@ __all__ = [
     "figures",
     "kubernetes",
     "kubernetes_policies",
+    "kubernetes_workload",
     "lifecycle",
     "load_site",
     "machines",
@@ -70,6 +73,7 @@ __all__ = [
     "trials",
     "versions",
     "volumes",
+    "workload",
     "worst",
 ]
 

@@ -1099,3 +1099,43 @@ class Enforcement:
     policy: str
     seconds: float | None
     note: str = ""
+
+
+# --- A workload, end to end -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request of the client that runs throughout. `code` is 0 where no answer came."""
+
+    number: int
+    code: int
+    milliseconds: float
+
+    @property
+    def failed(self) -> bool:
+        """Whether the client was not served."""
+        return self.code != 200
+
+
+@dataclass(frozen=True)
+class Window:
+    """What the client saw during one stage."""
+
+    stage: str
+    requests: int
+    failed: int
+    longest_row: int  # most failures in a row
+    codes: tuple[int, ...] = ()  # of the failures, each once
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the workload's life: what was waited for, and what the client saw meanwhile."""
+
+    stage: str
+    what: str
+    reached: bool
+    seconds: float
+    told: str = ""
+    change: str = ""

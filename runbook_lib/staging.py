@@ -69,6 +69,9 @@ def _found(kube: Any, path: str, field: str) -> str:
         thing = kube.get(path)
     except NotFound:
         return NOWHERE
+    if field == "ingress":
+        rows = ((thing.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
+        return next((str(row.get("ip") or row.get("hostname")) for row in rows), NOWHERE)
     if field == "nodePort":
         return str(next((row.get("nodePort", 0) for row in thing["spec"].get("ports") or ()), 0))
     addresses = [row["ip"] for row in (thing.get("status") or {}).get("podIPs") or ()]

@@ -141,7 +141,7 @@ def _reach(
     if behind := _node_port(view, address, port, protocol):
         address, port = behind  # translated where the connection begins, as Cilium's socket load balancer does
     for service in view.services:
-        if address in service["spec"].get("clusterIPs", ()):
+        if address in (*service["spec"].get("clusterIPs", ()), *_given_addresses(service)):
             entries = service["spec"].get("ports", ())
             ports = {entry["port"]: entry for entry in entries if entry.get("protocol", "TCP") == protocol}
             if port not in ports:
@@ -291,6 +291,12 @@ def _ports(pod: Object, protocol: str) -> set[int]:
         for entry in container.get("ports") or ()
         if entry.get("protocol", "TCP") == protocol
     }
+
+
+def _given_addresses(service: Object) -> list[str]:
+    """The addresses that a load balancer gave the Service; from inside, Cilium leads them straight to its pods."""
+    given = (service.get("status") or {}).get("loadBalancer") or {}
+    return [str(row["ip"]) for row in given.get("ingress") or () if row.get("ip")]
 
 
 def _node_port(view: View, address: str, port: int, protocol: str) -> tuple[str, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +65,9 @@ class Place:
     container: Object = field(default_factory=dict)
 
 
+_EXEC = re.compile(r"(?:^|[;&\n])\s*exec [^;&\n]+$")
+"""A script that ends by becoming another program, which then is PID 1."""
+
 _SHELLS = {"busybox", "alpine", "debian", "ubuntu", "bash"}
 _TOOLS = _SHELLS | {"agnhost", "curl", "netshoot", "fio", "iperf3", "network-multitool", "jessie-dnsutils"}
 _HELLO = "\nHello from Docker!\nThis message shows that your installation appears to be working correctly.\n"
@@ -81,7 +85,7 @@ def heeds_signals(container: Object) -> bool:
         return basename(container["image"]) not in _SHELLS
     first = words[0].rpartition("/")[2]
     if first in {"sh", "bash", "ash"}:
-        return any("trap " in word or word.strip().startswith("exec ") for word in words[1:])
+        return any("trap " in word or _EXEC.search(word) for word in words[1:])
     return first not in {"sleep", "tail"}
 
 
