@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from test_evidence import NAME, machine, own, scene, vm
-from test_machines import apis, ordered
+from test_machine_orders import apis, ordered
 from two_sides import FakePve, World
 
 from runbook_lib import benchmark, lifecycle, sweep
