@@ -300,6 +300,11 @@ def _without(text: str, spans: Iterable[tuple[int, int]]) -> str:
     return "".join([*pieces, text[end:]])
 
 
+def holds_secret(text: str) -> bool:
+    """Whether some known secret stands in the text, in any of its spellings."""
+    return next(_spans(text), None) is not None
+
+
 def _spans(text: str) -> Iterator[tuple[int, int]]:
     for form in _forms:
         at = text.find(form)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import date
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -87,6 +88,13 @@ def _fingerprint(text: str) -> str:
     return text
 
 
+def _day(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise _wrong(f"{text!r} is not a day", "as in 2027-03-31, in quotes") from None
+
+
 def _matching(pattern: str, what: str, example: str) -> Callable[[str], str]:
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -127,6 +135,11 @@ Label = Annotated[str, AfterValidator(_matching(_LABEL, "a DNS label", "runbook-
 PveId = Annotated[str, AfterValidator(_matching(_PVE_ID, "a Proxmox VE name", "local-lvm")), _shown(_PVE_ID)]
 Checksum = Annotated[
     str, AfterValidator(_matching(_CHECKSUM, "a checksum", "sha256:<64 hex digits>")), _shown(_CHECKSUM)
+]
+Day = Annotated[
+    str,
+    AfterValidator(_day),
+    Field(json_schema_extra={"pattern": r"^\d{4}-\d{2}-\d{2}$", "examples": ["2027-03-31"]}),
 ]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -572,6 +585,18 @@ class Benchmarks(Part):
     )
 
 
+class Waiver(Part):
+    """A finding of the security audit that somebody answers for, until a day."""
+
+    check: str = Field(
+        pattern=r"^[a-z_*]+\.[a-z_*]+$", description="Id of the check, as in audit.firewall_is_on; * stands for any."
+    )
+    subject: str = option("*", "Subject of the finding; * stands for any.", min_length=1)
+    owner: str = Field(min_length=2, description="Who answers for it: a person or a team that can be asked.")
+    reason: str = Field(min_length=10, description="Why it is accepted, and what stands in for it.")
+    expires: Day = Field(description="Last day on which it holds. An ended waiver fails.")
+
+
 class Site(Part):
     """One Proxmox VE cluster and one CozyStack cluster."""
 
@@ -595,6 +620,7 @@ class Site(Part):
     capi: Capi = option(Capi(), "The Cluster API provider for Proxmox VE.")
     csi: Csi = option(Csi(), "The storage driver and what is tried with it.")
     benchmarks: Benchmarks = option(Benchmarks(), "How much the benchmarks measure.")
+    waivers: tuple[Waiver, ...] = option((), "Findings of the security audit that somebody answers for (step 44).")
 
     @model_validator(mode="after")
     def _reachable(self) -> Site:

@@ -15,7 +15,7 @@ FAMILIES = {"proxmox", "kubernetes", "pages", "cli"}
 
 CLIENTS = {"proxmox", "kubernetes"}
 
-PURE = {"model", "errors", "facts", "versions", "criteria", "evidence"}
+PURE = {"model", "errors", "facts", "versions", "criteria", "evidence", "audit", "waivers"}
 """Values and judgement: they import each other and the standard library, nothing else."""
 
 NO_IO = {

@@ -64,6 +64,7 @@ def cozystack(section: Mapping[str, Any], *, now: float | None = None) -> list[O
     body.add(*_configuration(section, times, versions, rows, vip, v1=v1))
     body.add(*platform.application_definitions(times, v1=v1))
     body.add(*platform.providers(times, flavour, versions))
+    body.add(*surroundings.accounts(times))
     body.add(*surroundings.network(machines, times, vip))
     body.add(*surroundings.storage(machines, times))
     body.add(*surroundings.monitoring(times), *scrapes.scrapes(times))

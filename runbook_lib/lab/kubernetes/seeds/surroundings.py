@@ -81,6 +81,22 @@ def _application(kind: str, name: str) -> dict[str, str]:
     return {f"{prefix}.group": "apps.cozystack.io", f"{prefix}.kind": kind, f"{prefix}.name": name}
 
 
+def accounts(times: Times) -> list[Object]:
+    """The platform's own account, which may do everything, as its installer's chart has it."""
+    group, name, space = "rbac.authorization.k8s.io", "cozystack", "cozy-system"
+    return [
+        thing("v1", "ServiceAccount", name, space, created=times.born),
+        thing(
+            f"{group}/v1",
+            "ClusterRoleBinding",
+            name,
+            created=times.born,
+            roleRef={"apiGroup": group, "kind": "ClusterRole", "name": "cluster-admin"},
+            subjects=[{"kind": "ServiceAccount", "name": name, "namespace": space}],
+        ),
+    ]
+
+
 def _workload_monitors(times: Times) -> list[Object]:
     return [
         thing(
