@@ -126,8 +126,11 @@ def held(pve: Any, site: Any) -> list[Held]:
     """The identity of this run and every component whose token exists here, each with what it needs.
 
     The identity of this run is judged by the runbook's needs; a token's rights are read by whoever may read them.
+    None where no storage could be chosen, because rights are needed on a storage by name.
     """
     site = prepare.with_storages(site, proxmox.storages(pve))
+    if not (site.names.iso_storage and site.names.disk_storage):
+        return []
     version = proxmox.version(pve).version
     rows = [Held("runbook", proxmox.permissions(pve), _needs("runbook", site, version))]
     tokens = _tokens(pve)
