@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -18,8 +18,14 @@ class Severity(StrEnum):
     LOW = "low"  # good order
 
 
-UNRATED = Severity.MEDIUM
-"""Severity of a finding whose check belongs to another step and names none."""
+GUIDE = "Proxmox VE Hardening Guide"
+OF_OTHER_STEPS: Mapping[str, tuple[Severity, tuple[str, ...]]] = {
+    "security.privileges_are_least": (Severity.HIGH, (f"{GUIDE} 2.1.2", f"{GUIDE} 2.2.2")),
+    "security.certificates_are_current": (Severity.HIGH, (f"{GUIDE} 2.3.2",)),
+    "security.certificate_names_host": (Severity.MEDIUM, (f"{GUIDE} 2.3.1",)),
+    "proxmox.no_security_update_waits": (Severity.HIGH, (f"{GUIDE} 1.1.3",)),
+}
+"""Checks of other steps that an audit asks too: their severity, and the controls that they answer."""
 
 
 # --- Proxmox VE --------------------------------------------------------------------------------------
@@ -290,7 +296,7 @@ def coverage(findings: Iterable[Finding]) -> list[Covered]:
     """Every benchmark number that some finding bears on, sorted, with the worst of their verdicts."""
     by_number: dict[str, list[Finding]] = {}
     for finding in findings:
-        for number in finding.evidence.get("benchmarks") or ():
+        for number in benchmarks_of(finding):
             by_number.setdefault(str(number), []).append(finding)
     return [
         Covered(
@@ -305,7 +311,46 @@ def coverage(findings: Iterable[Finding]) -> list[Covered]:
 
 def severity_of(finding: Finding) -> Severity:
     """How grave a breach of the finding's control is."""
-    return Severity(str(finding.evidence.get("severity") or UNRATED))
+    known = OF_OTHER_STEPS.get(finding.check, (Severity.MEDIUM, ()))[0]
+    return Severity(str(finding.evidence.get("severity") or known))
+
+
+def benchmarks_of(finding: Finding) -> tuple[str, ...]:
+    """The numbered controls that a finding bears on."""
+    known = OF_OTHER_STEPS.get(finding.check, (Severity.MEDIUM, ()))[1]
+    return tuple(map(str, finding.evidence.get("benchmarks") or known))
+
+
+def document(findings: Iterable[Finding], *, site: str, run: str) -> str:
+    """The checklist as a Markdown document, to be signed, filed or sent: what is open first, what holds after it."""
+    rows = checklist(findings)
+    parts = [
+        f"# Security checklist: {site}",
+        f"From run {run}. Times, requests and full evidence are in its notebook 44.",
+    ]
+    head = ("severity", *(str(status) for status in _ORDER[:4]), "pass", "waived")
+    parts.append(_table(head, [[str(entry[key]) for key in head] for entry in tally(findings)]))
+    for title, statuses in (
+        ("Open", {Status.ERROR, Status.FAIL, Status.WARN}),
+        ("Not looked at", {Status.SKIP, Status.NOT_RUN}),
+        ("Holds", {Status.PASS}),
+    ):
+        mine = [row for row in rows if row.verdict in statuses]
+        if mine:
+            names = ("verdict", "severity", "item", "evidence", "benchmarks", "remedy", "waiver")
+            if title == "Holds":
+                names = names[:5]
+            parts += [f"## {title}", _table(names, [[str(getattr(row, name)) for name in names] for row in mine])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
 
 
 def _item(finding: Finding) -> Item:
@@ -317,7 +362,7 @@ def _item(finding: Finding) -> Item:
         subject=finding.subject,
         evidence=finding.message,
         seen=str(finding.evidence.get("seen") or finding.source),
-        benchmarks=", ".join(map(str, finding.evidence.get("benchmarks") or ())),
+        benchmarks=", ".join(benchmarks_of(finding)),
         remedy=finding.remedy,
         waiver=f"{waiver['owner']}, until {waiver['expires']}: {waiver['reason']}" if waiver else "",
     )

@@ -9,6 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import yaml
+
 from runbook_lib import errors, wire
 from runbook_lib.audit import (
     AnonymousAnswer,
@@ -103,9 +105,28 @@ def _suspects(value: Any, where: str) -> Iterator[tuple[str, str]]:
         for number, inner in enumerate(value):
             yield from _suspects(inner, f"{where}[{number}]")
     elif isinstance(value, str):
+        inner = _written_in(where, value)
+        if inner is not None:
+            yield from _suspects(inner, where)
         why = _why_suspect(where, value)
         if why:
             yield where, why
+
+
+_DOCUMENT = re.compile(r"\.(?:values[\w-]*|[^.\[]*\.(?:ya?ml|json))\Z")
+_ALIAS = re.compile(r"(?:^|[\s:\[,-])[&*][\w-]", re.M)
+_LARGEST = 256 * 1024
+
+
+def _written_in(where: str, text: str) -> Any:
+    """The maps and lists within a text that is YAML by its key, as CozyStack 0.x keeps values; None of any other."""
+    if not _DOCUMENT.search(where) or len(text) > _LARGEST or _ALIAS.search(text):
+        return None  # aliases may unfold without end
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+    return found if isinstance(found, Mapping | list) else None
 
 
 def _why_suspect(where: str, text: str) -> str:
@@ -385,13 +406,10 @@ def anonymous_answers(k8s: Kubernetes) -> list[AnonymousAnswer]:
     """What the API server answers to someone without token or certificate, over the same trust."""
     from kubernetes import client
 
-    configuration = client.Configuration()
-    configuration.host, configuration.verify_ssl = (
-        k8s.api_client.configuration.host,
-        k8s.api_client.configuration.verify_ssl,
-    )
-    configuration.ssl_ca_cert, configuration.retries = k8s.api_client.configuration.ssl_ca_cert, False
-    configuration.api_key = {}
+    configuration, ours = client.Configuration(), k8s.api_client.configuration
+    for name in ("host", "verify_ssl", "ssl_ca_cert", "proxy", "tls_server_name"):
+        setattr(configuration, name, getattr(ours, name, None))
+    configuration.api_key, configuration.retries = {}, False
     stranger_wire = wire.Wire("kubernetes", timeout=k8s.timeout)
     api_client = client.ApiClient(configuration)
     wire.attach_kubernetes(stranger_wire, api_client)

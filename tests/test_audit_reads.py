@@ -144,6 +144,26 @@ def test_secrets_are_known_by_name_and_by_shape(values, keys):
     assert not any("hunter22" in repr(row) or "q8Zt3v" in repr(row) for row in found)
 
 
+@pytest.mark.parametrize(
+    ("key", "text", "found"),
+    [
+        (
+            "values-monitoring",
+            "grafana:\n  adminPassword: hunter22\n",
+            ["data.values-monitoring.grafana.adminPassword"],
+        ),
+        ("config.yaml", "a: &x {password: hunter22}\nb: *x\n", []),  # aliases may unfold without end
+        ("config.json", '{"token": "0b9c2f6e-5a1d-4c3b-9e8f-7a6b5c4d3e2f"}', ["data.config.json.token"]),
+        ("values-broken", "a: [", []),
+        ("readme", "password: hunter22\nmore", []),
+    ],
+)
+def test_yaml_within_a_config_map_is_read(key, text, found):
+    """CozyStack 0.x keeps the values of its components so."""
+    kube = Kube(configmaps=[named("cozystack", "cozy-system", data={key: text})])
+    assert [row.key for row in kubernetes_audit.plain_secrets(kube)] == found
+
+
 def test_literal_secrets_in_the_environment_are_found():
     """What comes by reference is not."""
     env = [

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from runbook_lib.audit import (
+    GUIDE,
     Account,
     AclEntry,
     AnonymousAnswer,
@@ -41,7 +42,7 @@ from runbook_lib.facts import Interface, Webhook
 from runbook_lib.model import Finding, Status
 from runbook_lib.waivers import WaiverState
 
-CIS, PSS, PVE_GUIDE = "CIS Kubernetes Benchmark", "Pod Security Standards", "Proxmox VE Hardening Guide"
+CIS, PSS, PVE_GUIDE = "CIS Kubernetes Benchmark", "Pod Security Standards", GUIDE
 DAY = 86400
 ROOT = "root@pam"
 SHOWN = 4
@@ -382,9 +383,19 @@ def secrets_are_in_secrets(found: Iterable[PlainSecret]) -> Iterator[Finding]:
     seen="GET clusterrolebindings, clusterroles",
 )
 def powers_are_needed(powers: Iterable[Power]) -> Iterator[Finding]:
-    """One finding per subject and role: a tenant's fails, everybody's too; the platform's and people's are warnings."""
+    """One finding per subject and role: a tenant's fails, everybody's too; the platform's and people's are warnings.
+
+    Accounts of the platform with a single power are many: they are one finding a power.
+    """
     rows = list(powers)
+    lesser = [row for row in rows if row.place == "platform" and "everything" not in row.powers]
+    for power in sorted({power for row in lesser for power in row.powers}):
+        names = [f"{row.namespace}/{row.name}" for row in lesser if power in row.powers]
+        told = f"{len(names)} of the platform's accounts: {power} ({_some(names)})"
+        yield verdict(Status.WARN, f"platform {power}", told, accounts=names, severity=str(Severity.MEDIUM))
     for row in rows:
+        if row in lesser:
+            continue
         told = f"{row.subject} {_power_words(row.powers)} ({row.role} by {row.binding})"
         seen = f"kubectl get clusterrolebinding {row.binding} -o yaml"
         everybody = row.name in {

@@ -363,6 +363,36 @@ def test_a_finding_of_another_step_has_a_severity_too():
     assert (row.severity, row.seen, row.waiver) == ("medium", "GET /x", "")
 
 
+def test_checks_of_other_steps_answer_numbered_controls_too():
+    """Each is a check that there is."""
+    known = {info.id for info in checks.catalogue()}
+    assert set(audit.OF_OTHER_STEPS) <= known
+    (row,) = audit.coverage([Finding("proxmox.no_security_update_waits", Status.WARN, "pve1", "m")])
+    assert row.benchmark == "Proxmox VE Hardening Guide 1.1.3"
+
+
+def test_the_document_tells_what_is_open_before_what_holds():
+    """Text of the systems cannot break its tables."""
+    given = {"owner": "o", "expires": "2027-01-01", "reason": "r"}
+    rows = [line("held", Status.PASS, "low"), line("o|pen<b>", Status.WARN, "high", waiver=given)]
+    text = audit.document(rows, site="here", run="20261124T080000Z-aaaa")
+    assert text.index("## Open") < text.index("## Holds")
+    assert "| warn | high | o\\|pen&lt;b> | message |" in text
+    assert "o, until 2027-01-01: r" in text
+
+
+def test_many_accounts_of_the_platform_are_one_finding():
+    """One that may do everything still stands alone."""
+    rows = [
+        Power("ServiceAccount", f"cozy-{n}", "operator", "b", "r", ("reads every Secret",), "platform")
+        for n in range(9)
+    ]
+    rows.append(Power("ServiceAccount", "cozy-system", "cozystack", "b", "r", ("everything",), "platform"))
+    found = checks.audit.powers_are_needed(rows)
+    assert [row.subject for row in found] == ["platform reads every Secret", "ServiceAccount cozy-system/cozystack b"]
+    assert len(found[0].evidence["accounts"]) == 9
+
+
 def test_a_benchmark_number_has_the_worst_verdict_of_its_findings():
     """Numbers are sorted as numbers."""
     rows = [
