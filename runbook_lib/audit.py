@@ -337,7 +337,7 @@ def document(findings: Iterable[Finding], *, site: str, run: str) -> str:
     ):
         mine = [row for row in rows if row.verdict in statuses]
         if mine:
-            names = ("verdict", "severity", "item", "evidence", "benchmarks", "remedy", "waiver")
+            names: tuple[str, ...] = ("verdict", "severity", "item", "evidence", "benchmarks", "remedy", "waiver")
             if title == "Holds":
                 names = names[:5]
             parts += [f"## {title}", _table(names, [[str(getattr(row, name)) for name in names] for row in mine])]
