@@ -32,11 +32,24 @@ POINTS = (
 SAMPLE = {"drive-being-plugged", "disk-that-is-kept"}
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[homes.Home]:
-    """A project whose driver is installed already, by a run that was not killed."""
+OTHERS = [
+    pytest.param(
+        name,
+        marks=(
+            pytest.mark.slow,
+            pytest.mark.skipif(not COMPLETE, reason="complete matrix; run with `make test-all`"),
+        ),
+    )
+    for name in ("cozystack-v0", "capi-v1beta2")
+]
+
+
+@pytest.fixture(scope="module", params=["healthy", *OTHERS])
+def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[homes.Home]:
+    """A project on each generation, whose driver is installed already, by a run that was not killed."""
     csi = {"parallel": 1, "wait_seconds": 20}
-    place = homes.make(tmp_path_factory.mktemp("kill-storage"), scale=60, images={}, csi=csi)
+    folder = tmp_path_factory.mktemp("kill-storage")
+    place = homes.make(folder, scenario=request.param, scale=60, images={}, csi=csi)
     place.up()
     told = place.runbook("run", "--step", "32")
     assert told.returncode == 0, told.stderr[-3000:]
