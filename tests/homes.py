@@ -162,6 +162,9 @@ def explained(entry: str, installed: set[str]) -> bool:
         path, _, who, _ = name.split()
         target = f"/access/acl{'' if path == '/' else path}"
         return any(each.split() == [target, each.split()[-1]] and each.split()[-1] in who for each in installed)
+    space, _, _ = name.partition("/")
+    if kind in {"pod", "service"} and f"v1/Namespace/{space}" in installed:
+        return True  # what was installed there made it
     user, _, token = name.partition("!")
     targets = {
         "pool": f"/pools/{name}",
@@ -236,7 +239,7 @@ def _look_at_processes(home: Home, seen: Watch) -> None:
 
 @dataclass(frozen=True)
 class Story:
-    """What was there before, what two runs did, what was there after each."""
+    """What was there before, what three runs did, what was there after the first two."""
 
     home: Home
     before: set[str]
@@ -245,6 +248,7 @@ class Story:
     between: set[str]
     second: subprocess.CompletedProcess[str]
     after: set[str]
+    third: subprocess.CompletedProcess[str]
 
     @property
     def folder(self) -> Path:
@@ -262,13 +266,18 @@ class Story:
         return self.home.runs()[1]
 
     @property
+    def forked(self) -> Run:
+        """The third run: the same as the second, in forked kernels."""
+        return self.home.runs()[2]
+
+    @property
     def public(self) -> Path:
         """The pages of the first run, put aside: a later run publishes in their place."""
         return self.home.root / "published"
 
 
 def live(root: Path) -> Iterator[Story]:
-    """A whole run with pages, then the first phase again with the other isolation."""
+    """A whole run with pages, then the first phase again with either isolation, on what the whole run left."""
     home = make(root)
     home.up()
     try:
@@ -279,6 +288,8 @@ def live(root: Path) -> Iterator[Story]:
         seen.secrets |= secrets(home)
         between = inventory(home)
         second = home.runbook("run", "--isolation", "spawn", "--step", "1x", "--format", "json")
-        yield Story(home, before, first, seen, between, second, inventory(home))
+        after = inventory(home)
+        third = home.runbook("run", "--step", "1x")
+        yield Story(home, before, first, seen, between, second, after, third)
     finally:
         home.down()
