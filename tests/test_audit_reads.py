@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runbook_lib import kubernetes_audit, proxmox_audit
+from runbook_lib import errors, kubernetes_audit, proxmox_audit
 from runbook_lib.facts import Guest
 from runbook_lib.kubernetes_reading import Reader as KubeReader
 from runbook_lib.proxmox_reading import Reader as PveReader
@@ -285,6 +285,54 @@ def test_an_image_is_pinned_by_its_digest(image, tag, pinned):
     pod = named("p", "tenant-a", spec={"containers": [{"name": "c", "image": image}]})
     (row,) = kubernetes_audit.images(Kube(pods=[pod]), WHERE)
     assert (row.tag, row.pinned, row.place) == (tag, pinned, "tenant")
+
+
+class Asked(Kube):
+    """A Kubernetes that answers every dry run alike, and counts what it is asked for good."""
+
+    def __init__(self, error, **lists):
+        super().__init__(**lists)
+        self.error, self.for_good = error, 0
+
+    def request(self, _method, _path, /, *, body, **query):
+        """The dry run's answer."""
+        self.for_good += query.get("dryRun") != "All" or not body
+        if self.error:
+            raise self.error
+        return body
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        (None, False),
+        (errors.NotAllowed("POST", 'pods "x" is forbidden: violates PodSecurity "baseline:latest": privileged'), True),
+        (errors.Refused("POST", 'admission webhook "policy" denied the request: no privileged pods'), True),
+        (errors.NotAllowed("POST", 'pods is forbidden: User "x" cannot create resource "pods"'), None),
+        (errors.NotAllowed("POST", 'pods "x" is forbidden: exceeded quota: q'), None),
+    ],
+)
+def test_only_admission_refuses_a_privileged_pod(error, refused):
+    """A missing right or a full quota says nothing about pods, and the platform is not asked."""
+    kube = Asked(error, namespaces=[named("tenant-a"), named("cozy-system")])
+    rows = kubernetes_audit.spaces(kube, {"tenant-a": "tenant", "cozy-system": "platform"})
+    assert [(row.name, row.privileged_refused) for row in rows] == [("tenant-a", refused), ("cozy-system", None)]
+    assert kube.for_good == 0
+
+
+def test_pods_are_counted_by_what_they_may_do():
+    """A token is mounted unless the pod, or else its account, says no."""
+    spec = {"containers": [{"name": "c", "securityContext": {"privileged": True}}], "hostPID": True}
+    pods = [
+        named("a", "tenant-a", spec={**spec, "volumes": [{"name": "v", "hostPath": {"path": "/etc"}}]}),
+        named("b", "tenant-a", spec={"containers": [], "automountServiceAccountToken": False}),
+        named("c", "tenant-a", spec={"containers": [], "serviceAccountName": "quiet"}),
+    ]
+    quiet = named("quiet", "tenant-a", automountServiceAccountToken=False)
+    kube = Asked(None, pods=pods, serviceaccounts=[quiet], namespaces=[named("tenant-a")])
+    (row,) = kubernetes_audit.spaces(kube, {"tenant-a": "tenant"})
+    assert (row.privileged, row.host_namespaces, row.host_paths) == (("a",), ("a",), ("a: /etc",))
+    assert (row.pods, row.with_token, row.with_default_account) == (3, 1, 1)
 
 
 def test_flags_of_the_api_server_are_read_from_its_pod():
