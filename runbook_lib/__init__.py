@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from runbook_lib import (
         audit,
+        baseline,
         benchmark,
         checks,
         conduct,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         kubernetes_policies,
         kubernetes_workload,
         lifecycle,
+        load,
         machines,
         parameters,
         prepare,
@@ -54,6 +56,7 @@ __all__ = [
     "Step",
     "StepResult",
     "audit",
+    "baseline",
     "benchmark",
     "checks",
     "conduct",
@@ -66,6 +69,7 @@ __all__ = [
     "kubernetes_policies",
     "kubernetes_workload",
     "lifecycle",
+    "load",
     "load_site",
     "machines",
     "open_step",

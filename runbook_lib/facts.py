@@ -1139,3 +1139,36 @@ class Stage:
     seconds: float
     told: str = ""
     change: str = ""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A measurement beside the same one of earlier. `low` and `high` are the 95 % interval of the median."""
+
+    name: str
+    subject: str
+    unit: str
+    n: int
+    median: float | None
+    p95: float | None
+    low: float | None
+    high: float | None
+    before: float | None = None
+    before_low: float | None = None
+    before_high: float | None = None
+    verdict: str = "new"  # "better" | "same" | "worse" | "new" | "too few"
+
+    @property
+    def ratio(self) -> float | None:
+        """The median now by the median then; None where one is missing."""
+        return round(self.median / self.before, 3) if self.median is not None and self.before else None
+
+
+@dataclass(frozen=True)
+class PairSpeed:
+    """How fast pods of two nodes speak to each other, by iperf3. `note` is why there is no reading."""
+
+    source: str
+    target: str
+    gbits: tuple[float, ...] = ()
+    note: str = ""

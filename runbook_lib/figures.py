@@ -9,10 +9,11 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, takewhile
+from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runbook_lib.display import Bundle, plain
-from runbook_lib.facts import Connection, Guest, KubeNode, Node
+from runbook_lib.facts import Connection, Guest, KubeNode, Node, PairSpeed
 from runbook_lib.model import Measurement, Run, Status
 
 if TYPE_CHECKING:
@@ -213,6 +214,29 @@ def reachability(rows: Sequence[Connection], *, phase: str = "as shipped") -> Fi
     counts = ", ".join(f"{seen.count(state)} {state}" for state in ("open", "closed", "unknown"))
     surprises = "; ".join(told) or "nothing that was not expected"
     return _described(figure, f"Connections {phase}: {counts}. {surprises}")
+
+
+def pair_speeds(pairs: Sequence[PairSpeed]) -> Figure:
+    """Sources down, targets across: the median speed between pods of each pair of nodes; darker is faster."""
+    names = list(dict.fromkeys([row.source for row in pairs] + [row.target for row in pairs]))
+    figure, axes = _canvas(height=1.6 + 0.4 * max(len(names), 1))
+    speed = {(row.source, row.target): median(row.gbits) for row in pairs if row.gbits}
+    most = max(speed.values(), default=1.0)
+    for row in pairs:
+        down, across = names.index(row.source), names.index(row.target)
+        value = speed.get((row.source, row.target))
+        share = (value or 0.0) / most
+        patch = _cell(across, down, SHADE if value else "#EEEEEE", "white", 0.8)
+        patch.set_alpha(0.25 + 0.75 * share if value else 1.0)
+        axes.add_patch(patch)
+        axes.text(across, down, f"{value:.1f}" if value else "?", ha="center", va="center", fontsize=8)
+    axes.set_xlim(-0.5, max(len(names), 1) - 0.5)
+    axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
+    axes.set_xticks(range(len(names)), [_text(name) for name in names], rotation=40, ha="right", fontsize=7)
+    axes.set_yticks(range(len(names)), [_text(name) for name in names], fontsize=7)
+    axes.set_title("Gbit/s between pods, median; from the left to below", fontsize=8)
+    told = "; ".join(f"{source} to {target} {value:.1f}" for (source, target), value in speed.items())
+    return _described(figure, f"Gbit/s between pods: {told or 'nothing was measured'}")
 
 
 def _cell(across: int, down: int, face: str, edge: str, width: float) -> Any:

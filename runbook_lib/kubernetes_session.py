@@ -147,6 +147,10 @@ class Kubernetes(Reader):
             if clock() - began < RELIST_AFTER_SECONDS:
                 sleep(min(RELIST_AFTER_SECONDS, max(left, 0)))
 
+    def clone_for_thread(self) -> Kubernetes:
+        """This client itself: its pool of connections may be used by several threads at once."""
+        return self
+
     def logs(
         self, namespace: str, pod: str, *, container: str | None = None, tail: int | None = None, **query: Any
     ) -> str:

@@ -415,6 +415,9 @@ class Images(Part):
     )
     pull_policy: Literal["IfNotPresent", "Always", "Never"] = option("IfNotPresent", "As in a pod.")
     fio: str | None = option(None, "Image with fio on its path, for step 32; without one no throughput is measured.")
+    iperf3: str | None = option(
+        None, "Image with iperf3 on its path, for step 43; without one the pod network's speed is not measured."
+    )
 
 
 class Chart(Part):
@@ -583,6 +586,45 @@ class Benchmarks(Part):
     concurrency: tuple[Annotated[int, Field(ge=1, le=64)], ...] = option(
         (1, 4, 16), "Numbers of requests at a time.", min_length=1
     )
+    pods: int = option(5, "Pods that are started one after the other; twice as many at once.", ge=1, le=50)
+    vm_starts: int = option(3, "Starts of an empty VM; 0 leaves them out.", ge=0, le=20)
+    network_samples: int = option(3, "Readings of the network's speed for each pair of nodes.", ge=1, le=20)
+    network_seconds: int = option(2, "How long each of them takes, after a second of warm-up.", ge=1, le=60)
+    baseline: str | None = option(
+        None, "File with the measurements to compare with; default the last run. Step 43 writes one.", min_length=1
+    )
+
+
+class Experiments(Part):
+    """What may be broken on purpose in step 43, to see that it heals. Nothing, unless it is named."""
+
+    allow: tuple[
+        Literal[
+            "controller-restarted",
+            "token-expired",
+            "api-unreachable",
+            "storage-full",
+            "node-drained",
+            "worker-killed",
+            "proxmox-node-lost",
+        ],
+        ...,
+    ] = option((), "Experiments that this site consents to; each is shown with what it can hit before it is made.")
+    window_seconds: float = option(600, "Longest acceptable recovery (the sprint's figure).", gt=0, le=7200)
+    outage_seconds: float = option(60, "How long an API is kept out of reach.", gt=0, le=600)
+    worker: str | None = option(
+        None, "Worker that may be switched off and drained; default one on which the workload runs.", min_length=1
+    )
+    proxmox_node: PveId | None = option(
+        None, "Proxmox node that may be restarted; default one whose loss leaves quorum and control plane."
+    )
+
+    @model_validator(mode="after")
+    def _once_each(self) -> Experiments:
+        for name in self.allow:
+            if self.allow.count(name) > 1:
+                raise _wrong(f"allow names {name} twice")
+        return self
 
 
 class Waiver(Part):
@@ -620,6 +662,7 @@ class Site(Part):
     capi: Capi = option(Capi(), "The Cluster API provider for Proxmox VE.")
     csi: Csi = option(Csi(), "The storage driver and what is tried with it.")
     benchmarks: Benchmarks = option(Benchmarks(), "How much the benchmarks measure.")
+    experiments: Experiments = option(Experiments(), "What may be broken on purpose, to see that it heals.")
     waivers: tuple[Waiver, ...] = option((), "Findings of the security audit that somebody answers for (step 44).")
 
     @model_validator(mode="after")

@@ -53,6 +53,11 @@ def home_of(site: Any, run: str) -> str:
 # --- what the site can give --------------------------------------------------------------------------
 
 
+def doors(k8s: Any) -> Doors:
+    """What leads into the cluster from outside."""
+    return kubernetes_workload.doors(k8s)
+
+
 def storage_for(what: Setting) -> tuple[ClassCase | None, str]:
     """The class for the StatefulSet, and why there is none. One on a shared storage is taken first: it moves."""
     fit = [case for case in what.classes if not case.problems and case.made]
@@ -131,7 +136,8 @@ class Draft:
         )  # fmt: skip
 
 
-def _container(site: Any, name: str, script: str = "", args: list[str] | None = None, **more: Any) -> Object:
+def container(site: Any, name: str, script: str = "", args: list[str] | None = None, **more: Any) -> Object:
+    """A container of the probe image that passes the `baseline` Pod Security level."""
     found: Object = {
         "name": name,
         "image": site.images.probe,
@@ -175,7 +181,7 @@ def deployment(site: Any, *, release: str, greeting: str, replicas: int) -> Obje
     A pod that is to end goes on serving for a while; no pod ends before another is ready in its place.
     """
     script = f'echo "release $RELEASE"; cat /config/greeting; exec /agnhost netexec --http-port={PORT}'
-    container = _container(
+    box = container(
         site, "web", script,
         env=[{"name": "RELEASE", "value": release}],
         ports=[{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
@@ -188,7 +194,7 @@ def deployment(site: Any, *, release: str, greeting: str, replicas: int) -> Obje
     template = {
         "metadata": {"labels": {"app": WEB}, "annotations": {"runbook.cozystack.io/config": digest}},
         "spec": {
-            "containers": [container],
+            "containers": [box],
             "volumes": [{"name": "config", "configMap": {"name": WEB}}],
             "affinity": _apart(WEB),
             "tolerations": _given_up(),
@@ -224,7 +230,7 @@ def client(site: Any, node: str) -> Object:
     """The pod that asks twice a second, and writes how each request ended beside its number."""
     script = f'n=0; while true; do n=$((n+1)); echo "$n $({ASK} http://{WEB}:{PORT}/)"; sleep 0.5; done'
     spec: Object = {
-        "containers": [_container(site, CLIENT, script)],
+        "containers": [container(site, CLIENT, script)],
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 1,
         "automountServiceAccountToken": False,
@@ -242,8 +248,8 @@ def client(site: Any, node: str) -> Object:
 
 def stateful_set(site: Any, case: ClassCase) -> Object:
     """Two pods, each with a volume of its own in Proxmox VE."""
-    container = _container(site, DATA, volumeMounts=[{"name": DATA, "mountPath": "/data"}])
-    container["command"] = ["sleep", "86400"]
+    box = container(site, DATA, volumeMounts=[{"name": DATA, "mountPath": "/data"}])
+    box["command"] = ["sleep", "86400"]
     claim = {
         "metadata": {"name": DATA},
         "spec": {
@@ -253,7 +259,7 @@ def stateful_set(site: Any, case: ClassCase) -> Object:
         },
     }
     spec = {
-        "containers": [container],
+        "containers": [box],
         "affinity": _apart(DATA),
         "tolerations": _given_up(),
         "terminationGracePeriodSeconds": 1,
@@ -282,7 +288,7 @@ def claims_of_set() -> list[str]:
 def job(site: Any, name: str, script: str, *, role: str, parallelism: int = 1) -> Object:
     """A Job whose log tells how what it tried ended."""
     spec: Object = {
-        "containers": [_container(site, "try", script)],
+        "containers": [container(site, "try", script)],
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "tolerations": [{"operator": "Exists"}],
@@ -486,9 +492,9 @@ def _copied(draft: Draft, case: ClassCase, abilities: list[Ability]) -> list[str
             "resources": {"requests": {"storage": f"{draft.site.csi.size_gib}Gi"}}}  # fmt: skip
     draft.make({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "restored"}, "spec": spec},
                "A volume restored of it", claims=["restored"], cost={"gib": draft.site.csi.size_gib})  # fmt: skip
-    container = _container(draft.site, "reader", volumeMounts=[{"name": DATA, "mountPath": "/data"}])
-    container["command"] = ["sleep", "86400"]
-    body = {"containers": [container], "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": False,
+    box = container(draft.site, "reader", volumeMounts=[{"name": DATA, "mountPath": "/data"}])
+    box["command"] = ["sleep", "86400"]
+    body = {"containers": [box], "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": False,
             "volumes": [{"name": DATA, "persistentVolumeClaim": {"claimName": "restored"}}]}  # fmt: skip
     draft.make({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "reader"}, "spec": body},
                "Pod that reads it", {"stage": "running", "pod": "reader"})  # fmt: skip
@@ -557,10 +563,10 @@ class Witness:
         return "; ".join([told, *said[:3]])
 
     def _mark(self, stage: str) -> None:
-        """Nothing; the client has made a few requests since the stage before, or does not run yet."""
-        last, until = self.marks[-1][1] if self.marks else 0, self.clock() + 10.0
-        number = self.asked()
-        while self.marks and number - last < LEAST_REQUESTS and self.clock() < until:
+        """Nothing; the client has made a few requests since the stage began, or does not run yet."""
+        began = next((number for other, number in reversed(self.marks) if other != stage), 0)
+        until, number = self.clock() + 10.0, self.asked()
+        while self.marks and number - began < LEAST_REQUESTS and self.clock() < until:
             self.sleep(0.1)
             number = self.asked()
         if number:
@@ -656,6 +662,14 @@ class Witness:
         rows = kubernetes_workload.requests("\n".join(kubernetes_workload.job_log(self.k8s, self.home, see["job"])))
         return any(not row.failed for row in rows), f"answered with {rows[0].code}" if rows else "nothing was said yet"
 
+    def _ended(self, see: Mapping[str, Any]) -> tuple[bool, str]:
+        job = self.k8s.get(f"/apis/batch/v1/namespaces/{self.home}/jobs/{see['job']}")
+        status = job.get("status") or {}
+        told = f"{status.get('succeeded') or 0} of {job['spec'].get('completions', 1)} pods are done"
+        return any(
+            row["type"] == "Complete" and row["status"] == "True" for row in status.get("conditions") or ()
+        ), told
+
     def _tried(self, see: Mapping[str, Any]) -> tuple[bool, str]:
         lines = kubernetes_workload.job_log(self.k8s, self.home, see["job"])
         said = next((line for line in lines if line.startswith("tried")), None)
@@ -697,7 +711,7 @@ def _words(see: Mapping[str, Any]) -> str:
         "running": "pod {pod}", "answered": "requests are answered", "set": "pods of {set}",
         "renewed": "another {pod}", "bound": "disk of {claim}", "attached": "disk of {claim} in its VM",
         "addressed": "an address", "served": "an answer there", "tried": "a stranger is {hope}",
-        "copied": "snapshot {snapshot}",
+        "copied": "snapshot {snapshot}", "ended": "end of {job}",
     }  # fmt: skip
     return told.get(see["stage"], see["stage"]).format(**see)
 

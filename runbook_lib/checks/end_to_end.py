@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from statistics import median
 
 from runbook_lib.checks import check, verdict
 from runbook_lib.checks.csi import cause_of
 from runbook_lib.checks.preparation import Wanted
-from runbook_lib.facts import ClaimDisk, PersistentVolume, Spoken, Stage, Window
-from runbook_lib.model import Finding
+from runbook_lib.facts import ClaimDisk, Compared, PairSpeed, PersistentVolume, Spoken, Stage, Window
+from runbook_lib.model import Finding, Measurement, Status
 
 NEVER_INTERRUPTED = frozenset({
     "client", "volumes", "load balancer", "ingress", "policy", "rolling update", "scale out", "scale in",
@@ -124,3 +125,92 @@ def workload_left_nothing(
     for what, found in (("volumes", left), ("disks", still)):
         told = f"left over: {', '.join(found)}" if found else f"no {what} of this workload, of {len(known)} there were"
         yield verdict(not found, what, told)
+
+
+# --- how quick it is ---------------------------------------------------------------------------------
+
+
+@check(
+    title="Measurements keep to the targets",
+    remedy="Look at the readings: one that is far from the others is an accident, all of them are the site.",
+    source="The sprint's targets: API 2 s, volume 30 s, pod 2 minutes",
+)
+def measurements_keep_to_targets(measured: Iterable[Measurement]) -> Iterator[Finding]:
+    """One finding per measurement with a limit: its p95 is within it, and no reading failed."""
+    for row in measured:
+        if row.threshold is None:
+            continue
+        subject, worst = f"{row.name} ({row.subject})", row.percentile(95)
+        if worst is None:
+            yield verdict(False, subject, f"{subject}: no reading of {row.errors} came")
+            continue
+        failed = f", {row.errors} failed" if row.errors else ""
+        told = f"{subject}: p95 {worst:.4g} {row.unit} of {row.threshold:g}, {len(row.values)} readings{failed}"
+        yield verdict(worst <= row.threshold and not row.errors, subject, told)
+
+
+@check(
+    title="Requests under load are answered",
+    remedy="Read what failed: an API that refuses with 429 protects itself; a timeout is a full queue, or a slow disk.",
+    source="Sprint 4.3: parallel load",
+)
+def load_is_borne(measured: Iterable[Measurement]) -> Iterator[Finding]:
+    """One finding per measurement with requests that failed; one of all requests where none did."""
+    rows = [row for row in measured if row.unit == "ms"]
+    for row in rows:
+        if row.errors:
+            count, subject = len(row.values) + row.errors, f"{row.name} ({row.subject})"
+            yield verdict(False, subject, f"{subject}: {row.errors} of {count} requests failed")
+    if rows and not any(row.errors for row in rows):
+        names = ", ".join(dict.fromkeys(row.subject for row in rows if not row.subject.startswith("/"))) or "APIs"
+        yield verdict(True, names, f"{sum(len(row.values) for row in rows)} requests, and none failed")
+
+
+@check(
+    title="Pairs of nodes are alike",
+    remedy="A slow pair shares a card, a bridge, a cable or a switch port; compare with `iperf3` on the Proxmox nodes.",
+    source="Sprint 4.3: pod network between all pairs of nodes, iperf3",
+)
+def pairs_are_alike(pairs: Iterable[PairSpeed], *, slower_warn: float = 1.5) -> Iterator[Finding]:
+    """One finding per source node: no pair is much slower than the median of all; one without a reading fails."""
+    rows = list(pairs)
+    known = [median(row.gbits) for row in rows if row.gbits]
+    usual = median(known) if known else 0.0
+    for source in dict.fromkeys(row.source for row in rows):
+        mine = [row for row in rows if row.source == source]
+        lost = [f"{row.target} ({row.note})" for row in mine if not row.gbits]
+        slow = [f"{row.target} {median(row.gbits):.2f}" for row in mine if row.gbits and
+                median(row.gbits) * slower_warn < usual]  # fmt: skip
+        if lost:
+            yield verdict(False, source, f"{source}: nothing could be measured to {'; '.join(lost)}")
+        elif slow:
+            told = f"{source}: {', '.join(slow)} Gbit/s, {usual:.2f} is usual here"
+            yield verdict(Status.WARN, source, told)
+        else:
+            least = min(median(row.gbits) for row in mine)
+            yield verdict(True, source, f"{source}: {least:.2f} Gbit/s or more to {len(mine)} nodes")
+
+
+@check(
+    title="It is no worse than before",
+    remedy="Compare the two runs' pages; something between them changed the site or its load. Where the new figures "
+    "are right, take this run's file as the baseline.",
+    source="Sprint 4.3: baseline; 95 % intervals of the medians, this run against the baseline or the last run",
+)
+def it_is_no_worse(compared: Iterable[Compared]) -> Iterator[Finding]:
+    """One finding per measurement: better, the same or worse; one skip of all that have nothing to compare with."""
+    rows = list(compared)
+    for row in rows:
+        if row.median is None or row.verdict in {"new", "too few"}:
+            continue
+        subject = f"{row.name} ({row.subject})"
+        told = (
+            f"{subject}: {row.verdict}; median {row.median:.4g} {row.unit} [{row.low:.4g}, {row.high:.4g}], "
+            f"before {row.before:.4g} [{row.before_low:.4g}, {row.before_high:.4g}]"
+        )
+        yield verdict(Status.WARN if row.verdict == "worse" else Status.PASS, subject, told)
+    for state, why in (("new", "nothing to compare with"), ("too few", "too few readings to compare")):
+        mine = [f"{row.name} ({row.subject})" for row in rows if row.verdict == state]
+        if mine:
+            more = f" and {len(mine) - 3} more" if len(mine) > 3 else ""
+            yield verdict(None, state, f"{why}: {', '.join(mine[:3])}{more}")

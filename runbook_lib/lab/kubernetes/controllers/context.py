@@ -67,6 +67,7 @@ class Context:
     _caches: dict[str, Cache] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _names: Any = field(default_factory=itertools.count)
+    _turns: Any = field(default_factory=itertools.count)
     _events: dict[tuple[str, ...], tuple[str, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -128,8 +129,10 @@ class Context:
         await self.synced(self.pods, self.nodes, *held.values())
         rows = {name: list(cache.items.values()) for name, cache in held.items()}
         policies = Policies(rows["kubernetes"], rows["cilium"], rows["clusterwide"], rows["subnets"])
-        pods, nodes = list(self.pods.items.values()), list(self.nodes.items.values())
-        return View(pods, nodes, rows["services"], rows["slices"], rows["namespaces"], policies)
+        # Nobody answers at the address of a pod whose machine is off, whatever its status still says.
+        pods = [pod for pod in self.pods.items.values() if self.machines.alive(pod["spec"].get("nodeName", ""))]
+        nodes, turn = list(self.nodes.items.values()), next(self._turns)
+        return View(pods, nodes, rows["services"], rows["slices"], rows["namespaces"], policies, turn)
 
     async def event(
         self, about: Object, reason: str, message: str, *, kind: str = "Normal", component: str, host: str = ""

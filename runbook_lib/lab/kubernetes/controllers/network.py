@@ -57,6 +57,8 @@ class View:
     slices: Sequence[Object]
     namespaces: Sequence[Object] = ()
     policies: Policies = field(default_factory=Policies)
+    turn: int = 0
+    """Which of a Service's ready endpoints a connection is led to: they are taken in turn."""
 
 
 @dataclass(frozen=True)
@@ -244,15 +246,15 @@ def _pod_at(view: View, address: str) -> Object | None:
 
 
 def _first_backend(view: View, service: Object, port: str = "") -> tuple[str, int] | None:
-    """Address and port of a ready endpoint behind the named port of a service."""
-    metadata = service["metadata"]
+    """Address and port of a ready endpoint behind the named port of a service, another one each time."""
+    metadata, found = service["metadata"], []
     for slice_ in _slices(view, metadata["namespace"], metadata["name"]):
         ports = slice_.get("ports") or [{}]
         number = next((entry.get("port") for entry in ports if entry.get("name", "") == port), ports[0].get("port"))
         for endpoint in slice_.get("endpoints") or ():
             if endpoint.get("conditions", {}).get("ready", True):
-                return str(endpoint["addresses"][0]), int(number or 0)
-    return None
+                found.append((str(endpoint["addresses"][0]), int(number or 0)))
+    return found[view.turn % len(found)] if found else None
 
 
 def _addresses(view: View, namespace: str, service: str) -> list[str]:

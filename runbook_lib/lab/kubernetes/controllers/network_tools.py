@@ -162,7 +162,7 @@ async def _iperf3(call: Call) -> int:
             call.out(json.dumps({"start": {}, "intervals": [], "end": {}, "error": said}, indent=1) + "\n")
         return call.error(f"iperf3: error - {said}\n")
     near = outcome.seconds < 0.0004
-    dice = random.Random(f"{call.place.pod['metadata'].get('uid', '')}/{host}")
+    dice = random.Random(f"{call.place.pod['metadata'].get('uid', '')}/{host}/{call.place.now()}")
     rate = dice.uniform(18e9, 24e9) if near else dice.uniform(8.6e9, 9.4e9)
     await call.spend(seconds)
     if "-J" not in call.words and "--json" not in call.words:

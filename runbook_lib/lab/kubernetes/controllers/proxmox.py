@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+
+from .context import Context
+from .network import connect
+from .processes import Process
 
 
 class ProxmoxRefused(Exception):
@@ -19,11 +23,40 @@ class ProxmoxRefused(Exception):
         self.status, self.reason, self.body = status, reason, body
 
 
+class Dropped(TimeoutError):
+    """No packet came through: a policy, or a firewall, swallows them."""
+
+
+Gate = Callable[[], Awaitable[bool]]
+"""Whether packets of the controller's pod get to Proxmox VE at this moment."""
+
+
+PORT = ":8006"
+
+
+def gate(context: Context, process: Process) -> Gate:
+    """Whether policies let the process's pod through to Proxmox VE, whose address in the lab's world stands for it.
+
+    The lab's own servers answer on loopback, where no policy would ever keep anyone from them.
+    """
+    host = next((entry.removesuffix(PORT) for entry in context.world.reachable if entry.endswith(PORT)), "")
+
+    async def passes() -> bool:
+        if not host:
+            return True
+        found = connect(await context.view(), context.world, process.pod, host, int(PORT[1:]))
+        return found.result != "timeout"
+
+    return passes
+
+
 def dial_failure(url: str, error: BaseException) -> str:
     """A connection that failed, in the words of Go's http client."""
     place = urlsplit(url).netloc
     if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLCertVerificationError):
         return "tls: failed to verify certificate: x509: certificate signed by unknown authority"
+    if isinstance(error, Dropped):
+        return f"dial tcp {place}: i/o timeout"
     if isinstance(error, TimeoutError):
         return "context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
@@ -53,8 +86,10 @@ class ProxmoxClient:
         ca: str = "",
         insecure: bool = False,
         agent: str = "Go-http-client/1.1",
+        gate: Gate | None = None,
     ) -> None:
         parts = urlsplit(url if "//" in url else f"https://{url}")
+        self._gate = gate
         self.base_url = f"{parts.scheme}://{parts.netloc}/api2/json"
         context: ssl.SSLContext | bool = ssl.create_default_context(cadata=ca) if ca else True
         headers = {"Authorization": f"PVEAPIToken={token}={secret}", "User-Agent": agent}
@@ -100,6 +135,8 @@ class ProxmoxClient:
         return await self._request("POST", path, data=form)
 
     async def _request(self, method: str, path: str, **given: Any) -> Any:
+        if self._gate is not None and not await self._gate():
+            raise Dropped(f"{method} {path}")
         async with self._session.request(method, self.base_url + path, **given) as answer:
             text = await answer.text()
             if answer.status >= 400:

@@ -13,6 +13,7 @@ from ..client import Object
 from ..context import Context
 from ..klog import line
 from ..processes import Exit, Process, Program
+from ..proxmox import gate
 from ..trust import authority
 from .binder import VOLUMES
 from .csi import CsiError, Made, Snapshot, Wanted, listening
@@ -577,7 +578,8 @@ async def run(context: Context, process: Process) -> None:
     except BadConfig as error:
         raise Exit(255, line(now(), "F", "main.go:130", f"Failed to create controller service: {error}")) from error
     trusted = process.env.get("PROXMOX_CA", "") or await authority(context, process)
-    regions = {site.region: open_region(site, context.clock, version, ca=trusted) for site in config.sites}
+    way = gate(context, process)
+    regions = {site.region: open_region(site, context.clock, version, ca=trusted, gate=way) for site in config.sites}
     driver = ProxmoxDriver(context, process, config, version, regions)
     try:
         async with listening(context, process, driver):
