@@ -398,6 +398,8 @@ class KubernetesExecutor:
                 return kube.apply(self._with_secrets(request), force=True)
             if "exec" in request:
                 return self._run(request["exec"])
+            if "drain" in request:
+                return self._drained(request["drain"])
             if "manifest" in request:
                 return kube.apply(request["manifest"], force=bool(request.get("force")))
             if "delete" in request:
@@ -421,6 +423,36 @@ class KubernetesExecutor:
                 register(text)
             data[key] = base64.b64encode(text.encode()).decode()
         return {**request["manifest"], "data": data}
+
+    def _drained(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """How many pods of the apps were evicted from the node; a disruption budget that refuses is asked again.
+
+        Raises WaitTimeout when it still refuses at the end.
+        """
+        kube, base = self._connect(), f"/api/v1/namespaces/{given['namespace']}/pods"
+        until, evicted = time.monotonic() + float(given["seconds"]), 0
+        for app in given["apps"]:
+            for pod in kube.list(base, labelSelector=f"app={app}"):
+                if (pod["spec"] or {}).get("nodeName") != given["node"]:
+                    continue
+                name = pod["metadata"]["name"]
+                body = {"apiVersion": "policy/v1", "kind": "Eviction",
+                        "metadata": {"name": name, "namespace": given["namespace"]}}  # fmt: skip
+                while True:
+                    try:
+                        kube.request("POST", f"{base}/{name}/eviction", body=body)
+                        evicted += 1
+                        break
+                    except NotFound:
+                        break
+                    except ApiError as error:
+                        if error.status != 429:
+                            raise
+                        if time.monotonic() > until:
+                            asked = f"evict {name} from {given['node']}"
+                            raise WaitTimeout(asked, "a disruption budget forbids it still") from error
+                        time.sleep(0.5)
+        return {"evicted": evicted}
 
     def _run(self, command: Mapping[str, Any]) -> Mapping[str, Any]:
         """How a command in a pod ended, and the end of what it said."""

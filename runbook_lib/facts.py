@@ -1172,3 +1172,15 @@ class PairSpeed:
     target: str
     gbits: tuple[float, ...] = ()
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One thing that may be broken on purpose. `reason` is why it is not, and what would make it possible."""
+
+    name: str
+    hypothesis: str
+    hits: str  # at most
+    way_back: str
+    planned: bool
+    reason: str = ""

@@ -521,6 +521,7 @@ class Witness:
     volumes: dict[str, tuple[str, str, str]] = field(default_factory=dict)  # claim → (volume, volid, zone)
     _broken: set[str] = field(default_factory=set)
     _uids: dict[str, str] = field(default_factory=dict)
+    _since: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, change: Change) -> None:
         """Nothing; what came of the change is among `stages`, and how far the client had come among `marks`."""
@@ -662,6 +663,43 @@ class Witness:
         rows = kubernetes_workload.requests("\n".join(kubernetes_workload.job_log(self.k8s, self.home, see["job"])))
         return any(not row.failed for row in rows), f"answered with {rows[0].code}" if rows else "nothing was said yet"
 
+    def _refused(self, see: Mapping[str, Any]) -> tuple[bool, str]:
+        rows = self.k8s.list(f"/api/v1/namespaces/{self.home}/events",
+                             fieldSelector=f"involvedObject.name={see['claim']}")  # fmt: skip
+        said = [str(row.get("message") or "") for row in rows if row.get("reason") == "ProvisioningFailed"]
+        return bool(said), said[-1] if said else "nobody has refused it yet"
+
+    def _held(self, see: Mapping[str, Any]) -> tuple[bool, str]:
+        began = self._since.setdefault(see["claim"], self.clock())
+        path = f"/api/v1/namespaces/{self.home}/persistentvolumeclaims/{see['claim']}"
+        phase = (self.k8s.get(path).get("status") or {}).get("phase")
+        over = self.clock() - began >= float(see["for"])
+        return over and phase != "Bound", f"the claim is {phase} after {self.clock() - began:.0f} s"
+
+    def _again(self, see: Mapping[str, Any]) -> tuple[bool, str]:
+        thing = self.k8s.get(f"/apis/apps/v1/namespaces/{see['namespace']}/deployments/{see['of']}")
+        old = [name for name in see["pods"] if self.k8s.find(f"/api/v1/namespaces/{see['namespace']}/pods/{name}")]
+        row = kubernetes_workload.rollout(thing)
+        told = f"{row.available} of {row.wanted} pods are ready, {len(old)} of the old ones are left"
+        return row.done and not old, told
+
+    def _elsewhere(self, see: Mapping[str, Any]) -> tuple[bool, str]:
+        pods = kubernetes_workload.pods_of(self.k8s, self.home, see["deployment"])
+        away = [pod for pod in pods if kubernetes_workload.is_ready(pod) and pod["spec"].get("nodeName") != see["node"]]
+        return len(away) >= see["count"], f"{len(away)} of {see['count']} pods are ready away from {see['node']}"
+
+    def _node(self, name: str) -> str:
+        rows = (self.k8s.get(f"/api/v1/nodes/{name}").get("status") or {}).get("conditions") or ()
+        return next((str(row["status"]) for row in rows if row["type"] == "Ready"), "")
+
+    def _silent(self, see: Mapping[str, Any]) -> tuple[bool, str]:
+        ready = self._node(see["node"])
+        return ready != "True", f"the node's Ready is {ready}"
+
+    def _back(self, see: Mapping[str, Any]) -> tuple[bool, str]:
+        ready = self._node(see["node"])
+        return ready == "True", f"the node's Ready is {ready}"
+
     def _ended(self, see: Mapping[str, Any]) -> tuple[bool, str]:
         job = self.k8s.get(f"/apis/batch/v1/namespaces/{self.home}/jobs/{see['job']}")
         status = job.get("status") or {}
@@ -705,15 +743,22 @@ USUAL = frozenset({"Scheduled", "Pulled", "Pulling", "Created", "Started", "Kill
 """Events of a pod that goes well."""
 
 
+RECOVERED = "recovered: "
+"""How the states begin that tell that an experiment is over."""
+
+
 def _words(see: Mapping[str, Any]) -> str:
     told = {
+        "refused": "{claim} is refused", "held": "{claim} waits", "again": "other pods of {of}",
+        "elsewhere": "{count} pods of {deployment} away from {node}", "silent": "{node} is given up",
+        "back": "{node} is ready",
         "rolled": "roll-out of {deployment}", "behind": "{count} endpoints", "speaks": "pods say {words!r}",
         "running": "pod {pod}", "answered": "requests are answered", "set": "pods of {set}",
         "renewed": "another {pod}", "bound": "disk of {claim}", "attached": "disk of {claim} in its VM",
         "addressed": "an address", "served": "an answer there", "tried": "a stranger is {hope}",
         "copied": "snapshot {snapshot}", "ended": "end of {job}",
     }  # fmt: skip
-    return told.get(see["stage"], see["stage"]).format(**see)
+    return (RECOVERED if see.get("recovered") else "") + told.get(see["stage"], see["stage"]).format(**see)
 
 
 def witness(pve: Any, k8s: Any, site: Any, run: str, what: Setting) -> Witness:

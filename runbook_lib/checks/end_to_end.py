@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from statistics import median
 
 from runbook_lib.checks import check, verdict
@@ -15,6 +15,7 @@ from runbook_lib.model import Finding, Measurement, Status
 NEVER_INTERRUPTED = frozenset({
     "client", "volumes", "load balancer", "ingress", "policy", "rolling update", "scale out", "scale in",
     "configuration", "restart", "backup",
+    "controller-restarted", "token-expired", "api-unreachable", "storage-full", "node-drained",
 })  # fmt: skip
 """Stages during which no request may fail: nothing in them takes the last pod away."""
 
@@ -29,7 +30,7 @@ def workload_can_be_tried(wanted: Wanted) -> Iterator[Finding]:
     for problem in wanted.problems:
         yield verdict(None, problem.partition(":")[0], f"not tried; {problem}")
     if wanted.changes:
-        yield verdict(True, "plan", f"{len(wanted.changes)} requests, all of them in a namespace of this run")
+        yield verdict(True, "plan", f"{len(wanted.changes)} requests, and each has its way back")
 
 
 @check(
@@ -125,6 +126,36 @@ def workload_left_nothing(
     for what, found in (("volumes", left), ("disks", still)):
         told = f"left over: {', '.join(found)}" if found else f"no {what} of this workload, of {len(known)} there were"
         yield verdict(not found, what, told)
+
+
+@check(
+    title="It recovers from what was broken",
+    remedy="Read what stood in the way; bring the state before back by `runbook sweep`, then try that one again alone.",
+    source="Sprint 4.3: reliability experiments, recovery under 10 minutes",
+)
+def it_recovers(measured: Iterable[Measurement]) -> Iterator[Finding]:
+    """One finding per experiment: every recovery came, and the longest within the window."""
+    for row in measured:
+        if row.name != "recovery":
+            continue
+        limit = row.threshold or 0.0
+        if row.errors or not row.values:
+            yield verdict(False, row.subject, f"{row.subject}: {row.errors} of its recoveries did not come")
+            continue
+        worst = max(row.values)
+        yield verdict(worst <= limit, row.subject, f"{row.subject}: recovered in {worst:.1f} s of {limit:g}")
+
+
+@check(
+    title="All is as before the experiments",
+    remedy="Run `runbook sweep`; then `kubectl uncordon`, start the VM, or set the token's expiry as it was.",
+    source="Sprint 4.3: automatic return to the state before, read on both sides",
+)
+def all_is_as_before(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[Finding]:
+    """One finding per thing that an experiment changed: it reads as it did before."""
+    for thing, was in before.items():
+        now = after.get(thing, "not there")
+        yield verdict(was == now, thing, f"{thing}: {now}" + ("" if was == now else f"; before {was}"))
 
 
 # --- how quick it is ---------------------------------------------------------------------------------
