@@ -40,7 +40,7 @@ def scene(*allow: str, **given: Any) -> experiments.Scene:
     """A site with two workers that consents to these."""
     storage = case("c", shared=True)
     at = experiments.Scene(
-        Both(), Both(), site(experiments={"allow": list(allow)}), RUN, setting(storage), Cluster("lab", True, 3, ()),
+        Both(), Both(), site(experiments={"allow": allow}), RUN, setting(storage), Cluster("lab", True, ()),
         storage, node("w2", "pve2", vmid=112), CONTROLLER,
     )  # fmt: skip
     return replace(at, **given)
