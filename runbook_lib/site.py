@@ -307,6 +307,9 @@ class Thresholds(Part):
     pod_seconds: Positive = option(120, "Longest a pod with a volume may take to run (the sprint's figure).")
     slower_warn: Positive = option(1.5, "How many times slower than in the run before that warns.")
     policy_seconds: Positive = option(10, "Longest acceptable time from a policy to its effect.")
+    token_days: Count = option(400, "Longest a token may be valid from now.")
+    waiver_days: Count = option(366, "Longest a waiver may hold.")
+    waiver_warn_days: Count = option(14, "Days before a waiver's end that warn.")
 
     @model_validator(mode="after")
     def _warn_before_fail(self) -> Thresholds:

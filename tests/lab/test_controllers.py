@@ -97,7 +97,7 @@ AGNHOST = {"name": "probe", "image": "registry.k8s.io/e2e-test-images/agnhost:2.
 def ran(container: Object, result: str = "connected") -> programs.Ended | programs.Runs:
     """What a container does where every connection ends with `result`."""
 
-    async def connects(host: str, port: int, timeout: float, protocol: str) -> Outcome:
+    async def connects(host: str, port: int, timeout: float, protocol: str = "TCP") -> Outcome:
         return Outcome(result, 0.001, "10.0.0.1")
 
     place = programs.Place({"metadata": {"name": "pod-1"}}, {"GREETING": "hi"}, connects, lambda: 0.0)
@@ -106,10 +106,15 @@ def ran(container: Object, result: str = "connected") -> programs.Ended | progra
 
 @pytest.mark.parametrize(
     ("result", "output", "code"),
-    [("connected", "", 0), ("timeout", "TIMEOUT\n", 1), ("refused", "REFUSED\n", 1), ("dns", "DNS: lookup 10.0.0.1: no such host\n", 1)],
+    [
+        ("connected", "", 0),
+        ("timeout", "TIMEOUT\n", 1),
+        ("refused", "REFUSED\n", 1),
+        ("dns", "DNS: lookup 10.0.0.1: no such host\n", 1),
+    ],
 )
 def test_agnhost_connect_speaks_in_one_word(result: str, output: str, code: int) -> None:
-    """Nothing for a connection, else what was wrong in one word (of DNS with the error) and exit code 1."""
+    """Nothing for a connection, else exit code 1 with what was wrong: one word, of DNS the error too."""
     words = ["connect", "10.0.0.1:8006", "--timeout=3s", "--protocol=tcp"]
     ended = ran({**AGNHOST, "args": words}, result)
     assert isinstance(ended, programs.Ended)
