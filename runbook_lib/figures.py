@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from runbook_lib.results import RunMetrics
+
 # A palette that stays apart in greyscale and for the common colour-vision deficiencies (Okabe and Ito).
 INK, SHADE = "#0072B2", "#A6CEE3"
 STATUS_COLOURS = {
@@ -214,6 +216,24 @@ def reachability(rows: Sequence[Connection], *, phase: str = "as shipped") -> Fi
     counts = ", ".join(f"{seen.count(state)} {state}" for state in ("open", "closed", "unknown"))
     surprises = "; ".join(told) or "nothing that was not expected"
     return _described(figure, f"Connections {phase}: {counts}. {surprises}")
+
+
+def progress(runs: Sequence[RunMetrics]) -> Figure:
+    """Run by run, oldest first: the share of checks that passed, and how many problems stood."""
+    ordered = [row for row in reversed(runs) if row.share_passed is not None]
+    figure, (above, below) = _grid(height=3.6, rows=2)
+    places = range(len(ordered))
+    above.plot(places, [(row.share_passed or 0) * 100 for row in ordered], "o-", color=INK)
+    above.set_ylim(0, 105)
+    above.set_ylabel("passed, %")
+    below.bar(places, [row.problems for row in ordered], color=SHADE)
+    below.set_ylim(bottom=0)
+    below.set_ylabel("problems")
+    step = max(1, len(ordered) // 8)
+    shown = [(place, row.started[5:16].replace("T", " ")) for place, row in enumerate(ordered) if place % step == 0]
+    below.set_xticks([place for place, _ in shown], [label for _, label in shown], fontsize=8)
+    lines = (f"{row.started[:16]}: {row.share_passed or 0:.0%} passed, {row.problems} problems" for row in ordered)
+    return _described(figure, "Progress by run. " + ("; ".join(lines) or "no run judged anything"))
 
 
 def pair_speeds(pairs: Sequence[PairSpeed]) -> Figure:

@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from pathlib import Path
@@ -52,6 +52,8 @@ DOCUMENTS = (
     ("troubleshooting.html", "Troubleshooting guide"),
     ("performance.html", "Performance tuning guide"),
     ("security.html", "Security checklist"),
+    ("guide.html", "Complete integration guide"),
+    ("plan.html", "Integration plan: final state"),
 )
 
 
@@ -152,8 +154,9 @@ def _site(book: _Book, sites: Sequence[str]) -> None:
     t = _translator(book.locale)
     before = results.state_of_site(book.runs[1:])
     links = {record.step: f"steps/{_page(record)}" for record in run.steps}
-    history = results.history(book.runs)
+    history = replace(results.history(book.runs), phases=results.phase_progress(run))
     readings = criteria.read(book.runs)
+    level = criteria.level(book.runs)
     catalogue = checks.catalogue()
     common: dict[str, Any] = {
         "run": run,
@@ -172,6 +175,7 @@ def _site(book: _Book, sites: Sequence[str]) -> None:
         common,
         readings=readings,
         ready=criteria.is_ready(readings),
+        level=level,
         comparison=comparison,
         actions=criteria.next_actions(run),
         watch=criteria.watch(run),
@@ -187,7 +191,7 @@ def _site(book: _Book, sites: Sequence[str]) -> None:
     rows = _benchmarks(book.runs, run)
     _write(book, "benchmarks.html", common, rows=rows)
     kept = {Path(older.path).name for older in book.runs[1:KEPT_RUNS]}
-    _write(book, "history.html", common, history=history, kept=kept)
+    _write(book, "history.html", common, history=history, kept=kept, problems=results.problems(book.runs))
     _write(book, "compare.html", common, comparison=comparison)
     _write(book, "checks.html", common, catalogue=catalogue)
     _write(book, "documents.html", common, documents=DOCUMENTS)
@@ -201,6 +205,10 @@ def _site(book: _Book, sites: Sequence[str]) -> None:
             findings=_by_gravity(run),
             rows=rows,
             before=before,
+            history=history,
+            readings=readings,
+            level=level,
+            titles={entry.id: entry.title for entry in catalogue},
         )
     _steps(book, common)
     for older in book.runs[1:KEPT_RUNS]:
@@ -388,7 +396,12 @@ def _figure(value: float | None, locale: str) -> str:
     return _decimal(text.replace(",", "\N{NARROW NO-BREAK SPACE}"), locale)
 
 
-_WHY = re.compile(r"(?P<step>\w+) (?:last ran on (?P<day>[\d-]+): too old|(?P<state>not run|warn|fail|skip|error))")
+_WHY = re.compile(
+    r"(?P<step>\w+) (?:last ran on (?P<day>[\d-]+): too old"
+    r"|(?P<state>not run|warn|fail|skip|error)(?:: (?P<of>[\w.]+))?)"
+    r"|(?P<check>[\w.]+) judged nothing"
+    r"|(?P<mute>\w+): (?P<count>\d+) problems without a remedy"
+)
 
 
 def _why(text: str, t: Callable[[str], str]) -> str:
@@ -400,6 +413,12 @@ def _why(text: str, t: Callable[[str], str]) -> str:
             return t(one)
         if found["day"]:
             return t("{step} last ran on {day}: too old").format(step=found["step"], day=found["day"])
-        return f"{found['step']} {t(found['state'])}"
+        if found["check"]:
+            return t("{check} judged nothing").format(check=found["check"])
+        if found["mute"]:
+            told = t("{step}: {count} problems without a remedy")
+            return told.format(step=found["mute"], count=found["count"])
+        of = f": {found['of']}" if found["of"] else ""
+        return f"{found['step']} {t(found['state'])}{of}"
 
     return "; ".join(map(part, text.split("; ")))

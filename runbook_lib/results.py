@@ -398,6 +398,25 @@ class RunMetrics:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """One problem over the runs of a site, known by its check and subject."""
+
+    check: str
+    subject: str
+    status: Status  # as it was last seen: pass once it was fixed
+    message: str  # of the last time it was a problem
+    found: str  # start of the run that first saw it since it was last absent
+    fixed: str | None  # start of the run that saw it pass; None while it stands or nobody looked again
+
+    @property
+    def seconds(self) -> float | None:
+        """From the run that found it to the run that saw it fixed; None while it stands."""
+        if self.fixed is None:
+            return None
+        return (datetime.fromisoformat(self.fixed) - datetime.fromisoformat(self.found)).total_seconds()
+
+
+@dataclass(frozen=True)
 class PeriodMetrics:
     """The runs of a day or a week together. What is still true at its end comes from its last run."""
 
@@ -448,6 +467,29 @@ def history(found: Iterable[Run]) -> History:
         weekly=_periods(metrics, lambda day: f"{day.isocalendar().year}-W{day.isocalendar().week:02}"),
         phases=phase_progress(ordered[-1]) if ordered else (),
     )
+
+
+def problems(found: Iterable[Run]) -> list[Problem]:
+    """Every problem these runs of one site saw: what stands first, gravest first, then what was fixed, newest first.
+
+    A problem that a later run did not look at still stands: only a pass is a repair.
+    """
+    known: dict[tuple[str, str], Problem] = {}
+    for run in sorted(found, key=lambda run: run.id):
+        for key, finding in _judged(run).items():
+            before = known.get(key)
+            if is_problem(finding):
+                since = before.found if before and before.fixed is None else run.started
+                known[key] = Problem(*key, finding.status, finding.message, since, None)
+            elif finding.status is Status.PASS and before and before.fixed is None:
+                known[key] = replace(before, status=Status.PASS, fixed=run.started)
+    gravity = (Status.ERROR, Status.FAIL, Status.WARN)
+    standing = [row for row in known.values() if row.fixed is None]
+    mended = [row for row in known.values() if row.fixed is not None]
+    return [
+        *sorted(standing, key=lambda row: (gravity.index(row.status), row.found, row.check, row.subject)),
+        *sorted(mended, key=lambda row: row.fixed or "", reverse=True),
+    ]
 
 
 def run_metrics(run: Run, before: Run | None = None) -> RunMetrics:
@@ -504,10 +546,10 @@ def _periods(metrics: Sequence[RunMetrics], name: Any) -> tuple[PeriodMetrics, .
     )
 
 
-def phase_progress(run: Run) -> tuple[PhaseProgress, ...]:
-    """Progress per phase of one run, by phase."""
+def phase_progress(run: Run | None) -> tuple[PhaseProgress, ...]:
+    """Progress per phase of one run, by phase; none of none."""
     grouped: dict[str, list[StepRecord]] = {}
-    for record in run.steps:
+    for record in run.steps if run else ():
         grouped.setdefault(record.step[:1], []).append(record)
     return tuple(
         PhaseProgress(

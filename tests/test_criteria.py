@@ -12,9 +12,16 @@ from runbook_lib.model import Finding, Run, Status, StepRecord, StepResult
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
-def record(step, status=Status.PASS, day="2026-11-23", findings=()):
+def proofs(step, status):
+    """What the criteria want to see judged in this step, all with one verdict."""
+    names = {name for criterion in criteria.CRITERIA if step in criterion.steps for name in criterion.proved_by}
+    return [Finding(name, status, "", f"{name} {status}", remedy="do it") for name in sorted(names)]
+
+
+def record(step, status=Status.PASS, day="2026-11-23", findings=None):
     """One step as it ended on a day."""
     time = f"{day}T10:00:00Z"
+    findings = proofs(step, status) if findings is None else findings
     result = StepResult(step, f"Step {step}", "lab", "r", status, time, time, 1.0, tuple(findings))
     return StepRecord(step, f"Step {step}", f"{step}.ipynb", status, finished=time, result=result)
 
@@ -45,13 +52,73 @@ def test_a_criterion_takes_the_status_of_its_step_and_skip_is_not_run(status):
 
 def test_one_missing_step_of_two_is_not_run():
     """Half of the evidence is not a pass."""
-    row = reading("Proxmox VMs are created", [run(record("24"))])
-    assert (row.status, row.why) == (Status.NOT_RUN, "23 not run")
+    row = reading("Operations are rehearsed", [run(record("61"), record("63"), record("65"))])
+    assert (row.status, row.why) == (Status.NOT_RUN, "66 not run")
 
 
 def test_a_failure_outweighs_a_missing_step():
     """What is disproved is not merely not run."""
     assert reading("Proxmox VMs are created", [run(record("24", Status.FAIL))]).status is Status.FAIL
+
+
+def test_a_criterion_reads_its_checks_and_not_the_rest_of_the_step():
+    """A step that fails for another reason has still proved that volumes work."""
+    other = Finding("csi.volumes_are_quick", Status.FAIL, "", "slow")
+    row = reading("CSI provisioning", [run(record("32", Status.FAIL, findings=[*proofs("32", Status.PASS), other]))])
+    assert (row.status, row.why) == (Status.PASS, "proved")
+
+
+def test_a_step_that_did_not_judge_what_counts_proves_nothing():
+    """Passing on a dry run is not provisioning."""
+    row = reading("CSI provisioning", [run(record("32", findings=[Finding("csi.other", Status.PASS, "", "fine")]))])
+    assert row.status is Status.NOT_RUN
+    assert "csi.contents_are_intact judged nothing" in row.why
+
+
+def test_every_check_that_proves_a_criterion_exists():
+    """A criterion proved by a check which was renamed could never be met."""
+    ids = [entry.id for entry in checks.catalogue()]
+    named = [name for criterion in criteria.CRITERIA for name in criterion.proved_by]
+    assert len(named) > 8
+    assert not [name for name in named if not any(i.startswith(name) for i in ids)]
+
+
+def test_documents_want_every_step_run_and_every_problem_answered():
+    """A failed step is documented as well as a passed one, but not a problem without a remedy."""
+    mute = Finding("a.b", Status.FAIL, "", "broken")
+    records = [record(step, Status.FAIL) for step in criteria.DOCUMENTED]
+    assert reading("The documentation", [run(*records)]).status is Status.PASS
+    assert reading("The documentation", [run(*records[1:])]).why == "11 not run"
+    assert reading("The documentation", [run(*records, record("32", findings=[mute]))]).status is Status.FAIL
+
+
+def steps_of(*groups):
+    """The steps of these groups of criteria."""
+    return {step for criterion in criteria.CRITERIA if criterion.group in groups for step in criterion.steps}
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (set(), 0),
+        ({"11", "12"}, 1),
+        ({"21", "22", "13"}, 0),
+        ({"11", "12", "13", "21", "22"}, 2),
+        ({"11", "12", "13"} | steps_of("technical"), 3),
+        ({"11", "12", "13"} | steps_of("technical", "functional"), 4),
+        (steps_of("technical", "functional", "closing"), 5),
+    ],
+)
+def test_a_level_holds_only_with_all_below_it(steps, expected):
+    """What is proved out of order waits for what is missing below."""
+    reached = criteria.level([run(*map(record, sorted(steps)))], at=NOW)
+    assert (reached.level, bool(reached.missing)) == (expected, expected < 5)
+
+
+def test_a_level_names_what_keeps_from_the_next():
+    """The step that has not run, and the level it would lead to."""
+    reached = criteria.level([run(record("11"), record("12"), record("13"), record("21"))], at=NOW)
+    assert (reached.name, reached.next, [*map(str, reached.missing)]) == ("Assessed", "Prepared", ["22 not run"])
 
 
 def test_old_evidence_no_longer_counts():

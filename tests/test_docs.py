@@ -56,3 +56,12 @@ def test_repository_names_no_machine():
     texts = [path for path in tracked if path.suffix in {".py", ".md", ".ipynb", ".yaml", ".json", ".j2"}]
     assert texts
     assert not [str(path) for path in texts if bad.search(path.read_text(encoding="utf-8"))]
+
+
+def test_the_levels_of_readiness_are_defined():
+    """Every level stands in the table of docs/readiness.md, by number and name."""
+    from runbook_lib import criteria
+
+    told = (ROOT / "docs" / "readiness.md").read_text(encoding="utf-8")
+    assert len(criteria.LEVELS) == 6
+    assert not [level for level in criteria.LEVELS if f"| {level.number} | {level.name} |" not in told]

@@ -315,6 +315,8 @@ def spoken() -> Iterator[str]:
         yield from (criterion.group, criterion.title)
     for risk in criteria.RISKS:
         yield from (risk.title, risk.answer)
+    for level in criteria.LEVELS:
+        yield from (level.name, level.means)
     yield from (entry.title for entry in checks.catalogue())
     for path in (PACKAGE.parent / "notebooks").glob("*.ipynb"):
         yield json.loads(path.read_text(encoding="utf-8"))["metadata"]["runbook"]["title"]

@@ -232,6 +232,20 @@ def test_daily_and_weekly_figures_come_from_the_runs() -> None:
     assert found.runs[0].requests == 3
 
 
+def test_a_problem_has_one_life_until_it_passes() -> None:
+    """Found once, fixed once; coming back it is found anew, and what nobody looked at still stands."""
+    runs = [
+        _run("20261121T100000Z-0001", ("a.b", "x", F), ("a.c", "y", W)),
+        _run("20261122T100000Z-0002", ("a.b", "x", W), ("a.c", "y", P)),
+        _run("20261123T100000Z-0003", ("a.b", "x", P)),
+        _run("20261124T100000Z-0004", ("a.d", "z", F), ("a.c", "y", W)),
+        _run("20261125T100000Z-0005", ("a.e", "v", P)),
+    ]
+    told = [(row.check, row.status, row.found, row.fixed) for row in results.problems(reversed(runs))]
+    days = [run.started for run in runs]
+    assert told == [("a.d", F, days[3], None), ("a.c", W, days[3], None), ("a.b", P, days[0], days[2])]
+
+
 def test_progress_counts_only_what_passed() -> None:
     """A phase's step is done with pass or warn; fail, skip and not run are not."""
     steps = [("11", P), ("12", W), ("13", F), ("21", Status.NOT_RUN), ("22", S)]
