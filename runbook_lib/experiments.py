@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runbook_lib import privileges, volumes, workload
+from runbook_lib import kubernetes_workload, privileges, volumes, workload
 from runbook_lib.csi import Setting
 from runbook_lib.errors import RunbookError
 from runbook_lib.executors import volume_undo
@@ -354,7 +354,8 @@ def _killed(draft: workload.Draft, at: Scene) -> None:
     draft.add("proxmox", "stop", path, f"SWITCHES OFF VM {at.worker.vmid}, the node {node}",
               {"method": "POST", "path": f"{path}/status/stop", "cost": {"minutes": 4}}, {"status": "stopped"}, undo,
               *see, before={"status": "running"})  # fmt: skip
-    after = [_patient(at, stage="back", node=node)]
+    spare = kubernetes_workload.unready_on(at.k8s, node)  # was not ready before either
+    after = [_patient(at, stage="back", node=node, spare=spare)]
     if at.case is not None:
         after.append(_patient(at, stage="set", set=workload.DATA))
     draft.add("proxmox", "start", path, f"VM {at.worker.vmid} is started again",
@@ -392,6 +393,8 @@ def state(at: Scene, rows: Sequence[Experiment]) -> dict[str, str]:
         found[f"node {at.worker.node}"] = f"Ready {ready}, {'cordoned' if cordoned else 'schedulable'}"
         guest = at.pve.get(f"/nodes/{at.worker.host}/qemu/{at.worker.vmid}/status/current")
         found[f"VM {at.worker.vmid}"] = str(guest.get("status"))
+        lost = kubernetes_workload.unready_on(at.k8s, at.worker.node)
+        found[f"pods on {at.worker.node}"] = f"not ready: {', '.join(lost)}" if lost else "all ready"
     if EXPIRED in planned:
         found["token " + "!".join(at.account)] = f"expire {_expiry(at)}"
     if at.controller is not None and planned & {RESTARTED, UNREACHABLE, EXPIRED, FULL}:

@@ -93,6 +93,19 @@ def is_ready(pod: Object) -> bool:
     return there and any(row["type"] == "Ready" and row["status"] == "True" for row in rows)
 
 
+def unready_on(k8s: Reader, node: str) -> list[str]:
+    """The pods of a node that should be ready and are not, as namespace/name; those that are done or leave not."""
+    pods = k8s.list("/api/v1/pods", fieldSelector=f"spec.nodeName={node}")
+    ended = {"Succeeded", "Failed"}
+    return sorted(
+        f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
+        for pod in pods
+        if (pod.get("status") or {}).get("phase") not in ended
+        and "deletionTimestamp" not in pod["metadata"]
+        and not is_ready(pod)
+    )
+
+
 def job_log(k8s: Any, namespace: str, job: str) -> list[str]:
     """The lines that the pods of a Job wrote; none where there is none."""
     lines: list[str] = []

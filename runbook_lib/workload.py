@@ -698,7 +698,11 @@ class Witness:
 
     def _back(self, see: Mapping[str, Any]) -> tuple[bool, str]:
         ready = self._node(see["node"])
-        return ready == "True", f"the node's Ready is {ready}"
+        if ready != "True":
+            return False, f"the node's Ready is {ready}"
+        lost = [name for name in kubernetes_workload.unready_on(self.k8s, see["node"]) if name not in see["spare"]]
+        told = f"{len(lost)} of its pods are not ready, {lost[0]} first" if lost else "its pods are ready"
+        return not lost, f"the node's Ready is {ready}, and {told}"
 
     def _ended(self, see: Mapping[str, Any]) -> tuple[bool, str]:
         job = self.k8s.get(f"/apis/batch/v1/namespaces/{self.home}/jobs/{see['job']}")

@@ -548,6 +548,46 @@ def test_dead_machine_is_noticed_its_pods_evicted_and_it_comes_back(section: Obj
     asyncio.run(story())
 
 
+def test_a_node_that_wakes_has_all_its_pods_ready_again(section: Object) -> None:
+    """However soon after it fell silent, and whoever was just being marked as not ready."""
+
+    async def story() -> None:
+        async with living(section) as (client, handles):
+            before = {pod["metadata"]["name"] for pod in handles.context.pods.items.values()
+                      if pod["spec"].get("nodeName") == "worker-1"}  # fmt: skip
+            handles.context.machines.set("worker-1", False)
+            await until(client, "/api/v1/nodes/worker-1", condition("Ready", "Unknown"))
+            handles.context.machines.set("worker-1", True)
+            await until(client, "/api/v1/nodes/worker-1", condition("Ready"))
+            path = "/api/v1/pods"
+            await until(client, path, lambda answer: len(before) > 3 and not unready(answer, "worker-1"), 20)
+
+    asyncio.run(story())
+
+
+def unready(answer: Object, node: str) -> list[str]:
+    """The pods of a node that run and are not ready."""
+    rows = [pod for pod in answer["items"] if pod["spec"].get("nodeName") == node]
+    return [pod["metadata"]["name"] for pod in rows
+            if pod["status"].get("phase") != "Succeeded" and not condition("Ready")(pod)]  # fmt: skip
+
+
+def test_a_kubelet_insists_on_the_readiness_of_its_pod(section: Object) -> None:
+    """Somebody else writes that it is not ready; its kubelet knows better."""
+
+    async def story() -> None:
+        async with living(section) as (client, _):
+            await client.create(PODS, pod("p", "sleep infinity"))
+            await until(client, f"{PODS}/p", condition("Ready"))
+            row = {"type": "Ready", "status": "False", "lastTransitionTime": "2026-11-24T10:00:00Z"}
+            body = {"status": {"conditions": [row]}}
+            strategic = "application/strategic-merge-patch+json"
+            await client.patch(f"{PODS}/p/status", body, content_type=strategic)
+            await until(client, f"{PODS}/p", condition("Ready"))
+
+    asyncio.run(story())
+
+
 def test_deleted_node_takes_its_pods_along(section: Object) -> None:
     """Nobody else could confirm their end."""
 

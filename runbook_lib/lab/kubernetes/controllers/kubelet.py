@@ -160,7 +160,7 @@ class Kubelets:
         self._by_node.setdefault(node, {})[uid] = pod
         if life := self.lives.get(uid):
             life.update(pod)
-        if not self.serves(node):
+        if not self.serves(node) or f"{node}/woken" in self._tasks:  # who wakes looks at every pod himself
             return
         if node in self.context.machines.unplugged and (plugin := network_plugins.brought(pod)):
             self._plug(node, plugin)

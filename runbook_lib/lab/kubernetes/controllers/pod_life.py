@@ -89,6 +89,9 @@ class PodLife:
         if rows != known:
             self.conditions = [entry for entry in self.conditions if entry["type"] not in theirs] + rows
             self._spawn(self.report())
+        if self._sent and _ready(pod["status"]) != _ready(self._sent):  # somebody else wrote it: a kubelet insists
+            self._sent = {}
+            self._spawn(self.report())
         if (before["metadata"].get("annotations") or {}) != (pod["metadata"].get("annotations") or {}):
             self.poke()
 
@@ -579,3 +582,8 @@ def _pre_stop(container: Object) -> float:
     words = (hook.get("exec") or {}).get("command") or []
     numbers = [word for text in words for word in str(text).split() if word.isdigit()]
     return float(numbers[0]) if numbers and any("sleep" in str(word) for word in words) else 0.0
+
+
+def _ready(status: Object) -> str:
+    """What a status says of the pod's Ready."""
+    return next((row["status"] for row in status.get("conditions") or () if row["type"] == "Ready"), "")
