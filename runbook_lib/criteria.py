@@ -43,7 +43,12 @@ CRITERIA = (
     Criterion("technical", "A Proxmox server works as a Kubernetes worker", ("31",)),
     Criterion("technical", "CSI provisioning works", ("32",), ("csi.volumes_did_as_wanted", "csi.contents_are_intact")),
     Criterion("technical", "Network policies are enforced", ("41",), ("policies.policies_are_enforced",)),
-    Criterion("technical", "Monitoring collects Proxmox metrics", ("42",)),
+    Criterion(
+        "technical",
+        "Monitoring collects Proxmox metrics",
+        ("42",),
+        ("monitoring.everything_has_its_series", "monitoring.series_are_fresh", "monitoring.series_agree"),
+    ),
     Criterion(
         "functional",
         "A VM can be created with kubectl",
@@ -63,7 +68,12 @@ CRITERIA = (
         ("41",),
         ("policies.siblings_are_apart", "policies.tenants_go_one_way"),
     ),
-    Criterion("functional", "Monitoring and logging are central", ("42",)),
+    Criterion(
+        "functional",
+        "Monitoring and logging are central",
+        ("42",),
+        ("monitoring.every_part_answers", "monitoring.alert_comes_and_goes", "monitoring.logs_are_central"),
+    ),
     Criterion("closing", "The documentation is complete", DOCUMENTED, written=True),
     Criterion("closing", "The runbook is ready to use: assessed and prepared", ("11", "12", "13")),
     Criterion(

@@ -1184,3 +1184,85 @@ class Experiment:
     way_back: str
     planned: bool
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class MonitoringService:
+    """One program of the monitoring as the API server's proxy reaches it. `told` is why it does not answer."""
+
+    role: str  # "metrics" | "collector" | "rules" | "alerts" | "logs" | "dashboards"
+    kind: str  # of the object it was found by: "VMCluster", "Prometheus"; empty where nothing plays the role
+    namespace: str = ""
+    service: str = ""
+    port: int = 0
+    path: str = ""
+    answers: bool = False
+    told: str = ""
+
+
+@dataclass(frozen=True)
+class ScrapeTarget:
+    """One target of the collector."""
+
+    job: str
+    instance: str
+    url: str
+    up: bool | None  # None: not scraped yet
+    samples: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Told:
+    """One quantity of one Proxmox thing on both sides. None is what a side does not tell."""
+
+    thing: str  # "node/pve1", "qemu/100", "storage/pve1/local"
+    metric: str  # "pve_memory_size_bytes"
+    proxmox: float | None
+    series: float | None
+    tolerance: float  # largest difference that is none
+    age_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class RuleState:
+    """One alert rule of ours: as wanted, as the alerter has it, and whether what it asks for is there at all."""
+
+    name: str
+    expression: str
+    loaded: bool
+    error: str = ""
+    without_data: tuple[str, ...] = ()  # selectors of it that match no series
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One query of one panel of a dashboard, and how many series it gave."""
+
+    dashboard: str
+    title: str
+    expression: str
+    series: int | None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class DashboardState:
+    """One GrafanaDashboard as the operator left it."""
+
+    name: str
+    namespace: str
+    applied: bool | None  # None: the operator has not spoken
+    told: str = ""
+
+
+@dataclass(frozen=True)
+class DrillStage:
+    """One state of a drill that was waited for, as a bar of a timeline too."""
+
+    machine: str  # the drill: "alert", "log line"
+    stage: str  # "pending", "firing", "notified", "resolved"
+    seconds: float
+    reached: bool
+    told: str = ""
+    since: float = 0.0  # seconds of the cause; the stage took `seconds - since`

@@ -32,6 +32,14 @@ class Kubernetes(Reader):
         """One JSON answer. Raises the ApiError tree; NotFound where there is nothing."""
         return self.request("GET", path, **query)
 
+    def text(self, path: str, /, **query: Any) -> str:
+        """The text of an answer, as programs behind a service give it. Raises the ApiError tree."""
+        response = self._open("GET", path, query, accept="*/*")
+        try:
+            return response.data.decode("utf-8", "replace")
+        finally:
+            response.release_conn()
+
     def request(
         self, method: str, path: str, /, *, body: Any = None, content_type: str = "application/json", **query: Any
     ) -> Object:

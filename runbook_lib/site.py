@@ -307,6 +307,9 @@ class Thresholds(Part):
     pod_seconds: Positive = option(120, "Longest a pod with a volume may take to run (the sprint's figure).")
     slower_warn: Positive = option(1.5, "How many times slower than in the run before that warns.")
     policy_seconds: Positive = option(10, "Longest acceptable time from a policy to its effect.")
+    series_seconds: Positive = option(120, "Oldest acceptable sample of a series.")
+    alert_seconds: Positive = option(300, "Longest acceptable time from a condition to the alert about it.")
+    log_seconds: Positive = option(60, "Longest acceptable time from a line in a log to the central store.")
     token_days: Count = option(400, "Longest a token may be valid from now.")
     waiver_days: Count = option(366, "Longest a waiver may hold.")
     waiver_warn_days: Count = option(14, "Days before a waiver's end that warn.")
@@ -420,6 +423,11 @@ class Images(Part):
     fio: str | None = option(None, "Image with fio on its path, for step 32; without one no throughput is measured.")
     iperf3: str | None = option(
         None, "Image with iperf3 on its path, for step 43; without one the pod network's speed is not measured."
+    )
+    exporter: str = option(
+        "docker.io/prompve/prometheus-pve-exporter:3.10.2",
+        "Image of prometheus-pve-exporter, for step 42.",
+        min_length=1,
     )
 
 
@@ -598,6 +606,17 @@ class Benchmarks(Part):
     )
 
 
+class Monitoring(Part):
+    """How Proxmox VE is monitored (step 42)."""
+
+    namespace: Label = option("proxmox-monitoring", "Namespace of the exporter, its rules and dashboards.")
+    interval_seconds: int = option(30, "How often Proxmox VE is asked.", ge=10, le=600)
+    targets: tuple[str, ...] = option(
+        (), "Addresses of the Proxmox nodes, host or host:port; default those of the cluster's members."
+    )
+    wait_seconds: float = option(300, "Longest wait for one state.", gt=0, le=3600)
+
+
 class Experiments(Part):
     """What may be broken on purpose in step 43, to see that it heals. Nothing, unless it is named."""
 
@@ -665,6 +684,7 @@ class Site(Part):
     capi: Capi = option(Capi(), "The Cluster API provider for Proxmox VE.")
     csi: Csi = option(Csi(), "The storage driver and what is tried with it.")
     benchmarks: Benchmarks = option(Benchmarks(), "How much the benchmarks measure.")
+    monitoring: Monitoring = option(Monitoring(), "How Proxmox VE is monitored.")
     experiments: Experiments = option(Experiments(), "What may be broken on purpose, to see that it heals.")
     waivers: tuple[Waiver, ...] = option((), "Findings of the security audit that somebody answers for (step 44).")
 

@@ -46,6 +46,7 @@ _RETRIED = frozenset({"GET", "HEAD"})
 _RETRIED_STATUS = frozenset({429, 502, 503, 504})
 _RETRIED_ONCE = frozenset({595, 596, 599})  # pveproxy could not reach the node
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_LINES_OF_JSON = frozenset({"application/stream+json", "application/x-ndjson"})
 _LARGEST_BODY = 256 * 1024 * 1024
 
 _streaming: ContextVar[bool] = ContextVar("streaming", default=False)
@@ -314,6 +315,12 @@ _DISGUISED = re.compile(
     r"/(?:self)?subject(?:accessreviews|rulesreviews|reviews)$|/localsubjectaccessreviews$|/tokenreviews$"
 )
 _INSIDE = re.compile(r"/pods/[^/]+/(?:exec|attach|portforward)$|/(?:pods|services|nodes)/[^/]+/proxy(?:/|$)")
+# What programs of monitoring answer without doing anything; whatever else is behind a proxy may do anything.
+_QUESTIONS = re.compile(
+    r"/services/[^/]+/proxy(?:/select/[0-9:]+/prometheus)?"
+    r"/(?:api/v1/(?:query|query_range|series|labels|targets|rules|alerts)|api/v2/alerts|api/health"
+    r"|select/logsql/query|health|-/healthy)$"
+)
 _CONSOLES = re.compile(r"/(?:vncwebsocket|termproxy|vncproxy|spiceproxy)$")
 
 
@@ -327,7 +334,7 @@ def mutates(system: str, method: str, path: str) -> bool:
     bare = parts.path.rstrip("/")
     if system == "kubernetes":
         if _INSIDE.search(bare):
-            return True
+            return method not in {"GET", "HEAD"} or not _QUESTIONS.search(bare)
         if method in _READS or "All" in parse_qs(parts.query).get("dryRun", ()):
             return False
         return not (method == "POST" and _DISGUISED.search(bare))
@@ -428,7 +435,7 @@ def _flaw(system: str, response: urllib3.BaseHTTPResponse) -> str:
     body: bytes = getattr(response, "wire_body", b"")
     if "html" in kind or body.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
         return "an HTML page"
-    if system != "proxmox" and not (kind.endswith("json") and body):
+    if system != "proxmox" and (not (kind.endswith("json") and body) or kind in _LINES_OF_JSON):
         return ""
     if "json" not in kind:
         return f"content type {kind or 'not given'} instead of JSON"

@@ -651,6 +651,15 @@ def test_a_permit_does_not_reach_other_threads(client: Client) -> None:
         ("kubernetes", "GET", "/api/v1/namespaces/x/pods/p/portforward", True),
         ("kubernetes", "GET", "/api/v1/namespaces/x/pods/p/log", False),
         ("kubernetes", "POST", "/api/v1/namespaces/x/serviceaccounts/s/token", True),
+        ("kubernetes", "GET", "/api/v1/namespaces/x/services/s:1/proxy/api/v1/query?query=up", False),
+        ("kubernetes", "GET", "/api/v1/namespaces/x/services/s:1/proxy/select/0/prometheus/api/v1/query", False),
+        ("kubernetes", "GET", "/api/v1/namespaces/x/services/s:1/proxy/select/logsql/query?query=a", False),
+        ("kubernetes", "GET", "/api/v1/namespaces/x/services/s:1/proxy/-/healthy", False),
+        ("kubernetes", "POST", "/api/v1/namespaces/x/services/s:1/proxy/api/v1/query", True),
+        ("kubernetes", "GET", "/api/v1/namespaces/x/services/s:1/proxy/-/reload", True),
+        ("kubernetes", "GET", "/api/v1/namespaces/x/services/s:1/proxy/delete/api/v1/query/x", True),
+        ("kubernetes", "GET", "/api/v1/namespaces/x/services/s:1/proxy/admin/health", True),
+        ("kubernetes", "GET", "/api/v1/namespaces/x/pods/p/proxy/health", True),
     ],
 )
 def test_what_mutates(system: str, method: str, path: str, expected: bool) -> None:

@@ -15,6 +15,8 @@ from .context import Context
 from .processes import Exit, Process, Program
 
 PORT = 9221
+BUNDLE = "REQUESTS_CA_BUNDLE"
+"""Where requests, which the exporter asks with, looks for authorities."""
 
 
 def config_path(words: list[str]) -> str:
@@ -71,8 +73,11 @@ async def run(context: Context, process: Process) -> None:
         file.touch(0o600)
         file.write_text(text or "", encoding="utf-8")
         given = [] if text is None else ["--config.file", str(file)]
-        # a CA bundle in the environment would win over what the file says
+        # a CA bundle in this process's environment would win over what the file says; the container's own counts
         kept = {key: value for key, value in os.environ.items() if key in {"PATH", "HOME", "PYTHONPATH", "LANG"}}
+        if bundle := process.env.get(BUNDLE):
+            kept[BUNDLE] = str(Path(folder) / "ca.crt")
+            Path(kept[BUNDLE]).write_text(await config(context, process, bundle) or "", encoding="utf-8")
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "pve_exporter", *given, "--web.listen-address", f"127.0.0.1:{port}", *flags(words),
             env={**kept, **{k: v for k, v in process.env.items() if k.startswith("PVE_")}},
