@@ -10,8 +10,8 @@ import yaml
 
 Object = dict[str, Any]
 
-JOB, NODE_JOB, OWN_JOB = "proxmox", "proxmox-node", "proxmox-exporter"
-"""What the exporter's series are called by: of the cluster, of each node, and of itself."""
+JOB, NODE_JOB, OWN_JOB, TLS_JOB = "proxmox", "proxmox-node", "proxmox-exporter", "proxmox-tls"
+"""What the exporter's series are called by: of the cluster, of each node, of itself, and of the certificates."""
 
 STORAGE = 'id=~"storage/.*"'
 
@@ -34,6 +34,7 @@ def rules(
     *,
     storage_fail: float = 0.9,
     memory_fail: float = 0.95,
+    certificate_warn_days: int = 30,
     csi_namespace: str = "csi-proxmox",
     capmox_namespace: str = "capmox-system",
     components: Iterable[str] = ("proxmox", "csi", "capmox"),
@@ -45,7 +46,7 @@ def rules(
     everything = (
         Rule(
             "ProxmoxExporterDown",
-            f'up{{job=~"{JOB}|{NODE_JOB}|{OWN_JOB}"}} == 0',
+            f'up{{job=~"{JOB}|{NODE_JOB}|{OWN_JOB}|{TLS_JOB}"}} == 0',
             "5m",
             "critical",
             "Proxmox VE is not measured: {{ $labels.job }} of {{ $labels.instance }}",
@@ -128,6 +129,24 @@ def rules(
             (f'pve_not_backed_up_total{{job="{JOB}"}}',),
         ),
         Rule(
+            "ProxmoxCertificateEnds",
+            f'probe_ssl_earliest_cert_expiry{{job="{TLS_JOB}"}} - time() < {certificate_warn_days * 86400}',
+            "1h",
+            "warning",
+            "Proxmox VE: the certificate of {{ $labels.instance }} ends in {{ $value | humanizeDuration }}",
+            "`pvecm updatecerts` renews the cluster's own; ACME certificates renew themselves, or should have.",
+            (f'probe_ssl_earliest_cert_expiry{{job="{TLS_JOB}"}}',),
+        ),
+        Rule(
+            "ProxmoxApiUnreachable",
+            f'probe_success{{job="{TLS_JOB}"}} == 0',
+            "3m",
+            "critical",
+            "Proxmox VE: nobody answers at {{ $labels.instance }}",
+            "Seen from a pod of the cluster: the node, its pveproxy, or the way there.",
+            (f'probe_success{{job="{TLS_JOB}"}}',),
+        ),
+        Rule(
             "ProxmoxCsiPodNotReady",
             f'kube_pod_container_status_ready{{namespace="{csi_namespace}"}} == 0',
             "10m",
@@ -176,6 +195,7 @@ def of_site(site: Any, components: Iterable[str]) -> list[Rule]:
     return rules(
         storage_fail=site.thresholds.storage_fail,
         memory_fail=site.thresholds.memory_fail,
+        certificate_warn_days=site.thresholds.certificate_warn_days,
         csi_namespace=site.csi.namespace,
         capmox_namespace=site.capi.namespace,
         components=components,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runbook_lib.alerts import JOB
+from runbook_lib.alerts import JOB, TLS_JOB
 
 Object = dict[str, Any]
 
@@ -59,6 +59,8 @@ BOARDS = (
             Chart("Nodes online", f'sum(pve_up{{{_J},id=~"node/.*"}})', legend="nodes", number=True),
             Chart("Guests running", f'sum(pve_up{{{_J},id=~"qemu/.*|lxc/.*"}})', legend="guests", number=True),
             Chart("Guests in no backup job", f"pve_not_backed_up_total{{{_J}}}", number=True),
+            Chart("Certificate holds for", f'probe_ssl_earliest_cert_expiry{{job="{TLS_JOB}"}} - time()', "s",
+                  "{{instance}}", number=True),
             Chart("CPU by node", f'pve_cpu_usage_ratio{{{_J},id=~"node/.*"}}', "percentunit"),
             Chart(
                 "Memory by node",

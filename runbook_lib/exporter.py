@@ -1,7 +1,8 @@
 """prometheus-pve-exporter on Kubernetes: its objects, and who scrapes it how.
 
 The token is in the Secret alone, which is filled when it is sent, from a reference. One job asks one node about the
-cluster; another asks each node about itself: asked of every node, the cluster's series would come once a node.
+cluster; another asks each node about itself: asked of every node, the cluster's series would come once a node. Until
+when the certificates hold is told by a blackbox exporter beside it, for this one does not tell.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from runbook_lib.alerts import JOB, NODE_JOB, OWN_JOB
+from runbook_lib.alerts import JOB, NODE_JOB, OWN_JOB, TLS_JOB
 from runbook_lib.facts import Cluster
 
 Object = dict[str, Any]
 
 NAME = "prometheus-pve-exporter"
-PORT = 9221
+PORT, PROBE_PORT = 9221, 9115
+PROBES, PROBE_FOLDER, PROBE_KEY, PROBE = "blackbox", "/etc/blackbox_exporter", "config.yml", "proxmox_tls"
 CONFIG_KEY = "pve.yml"
 CONFIG_FOLDER, TRUST_FOLDER = "/etc/prometheus", "/etc/proxmox-ca"
 AUTHORITY = "proxmox-ca"
@@ -79,7 +81,17 @@ def authority(space: str, pem: str) -> Object:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"ca.crt": pem}}
 
 
-def deployment(space: str, image: str, *, trust: bool, pull_policy: str = "IfNotPresent") -> Object:
+def probes(space: str) -> Object:
+    """How the blackbox exporter knocks: by TLS, whoever signed, so that it tells of bad certificates too."""
+    module = (
+        f"modules:\n  {PROBE}:\n    prober: tcp\n    timeout: 5s\n    tcp:\n      tls: true\n"
+        "      tls_config:\n        insecure_skip_verify: true\n"
+    )
+    metadata = {"name": PROBES, "namespace": space, "labels": LABELS}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {PROBE_KEY: module}}
+
+
+def deployment(space: str, image: str, blackbox: str, *, trust: bool, pull_policy: str = "IfNotPresent") -> Object:
     """The exporter: one pod without any right, on the node or in the cluster."""
     mounts: list[Object] = [
         {"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True},
@@ -88,6 +100,7 @@ def deployment(space: str, image: str, *, trust: bool, pull_policy: str = "IfNot
     volumes: list[Object] = [
         {"name": "config", "secret": {"secretName": NAME, "defaultMode": 0o440}},
         {"name": "tmp", "emptyDir": {}},
+        {"name": PROBES, "configMap": {"name": PROBES}},
     ]
     container: Object = {
         "name": "exporter",
@@ -108,6 +121,17 @@ def deployment(space: str, image: str, *, trust: bool, pull_policy: str = "IfNot
         container["env"] = [{"name": "REQUESTS_CA_BUNDLE", "value": f"{TRUST_FOLDER}/ca.crt"}]
         mounts.append({"name": "ca", "mountPath": TRUST_FOLDER, "readOnly": True})
         volumes.append({"name": "ca", "configMap": {"name": AUTHORITY}})
+    knocks: Object = {
+        "name": PROBES,
+        "image": blackbox,
+        "imagePullPolicy": pull_policy,
+        "args": [f"--config.file={PROBE_FOLDER}/{PROBE_KEY}"],
+        "ports": [{"name": "probe", "containerPort": PROBE_PORT, "protocol": "TCP"}],
+        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "128Mi"}},
+        "readinessProbe": {"httpGet": {"path": "/-/healthy", "port": "probe"}, "periodSeconds": 10},
+        "securityContext": container["securityContext"],
+        "volumeMounts": [{"name": PROBES, "mountPath": PROBE_FOLDER, "readOnly": True}],
+    }
     security = {
         "runAsNonRoot": True,
         "runAsUser": USER,
@@ -119,7 +143,7 @@ def deployment(space: str, image: str, *, trust: bool, pull_policy: str = "IfNot
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": security,
-        "containers": [container],
+        "containers": [container, knocks],
         "volumes": volumes,
     }
     return {
@@ -142,7 +166,10 @@ def service(space: str) -> Object:
         "metadata": {"name": NAME, "namespace": space, "labels": LABELS},
         "spec": {
             "selector": LABELS,
-            "ports": [{"name": "http", "port": PORT, "targetPort": "http", "protocol": "TCP"}],
+            "ports": [
+                {"name": "http", "port": PORT, "targetPort": "http", "protocol": "TCP"},
+                {"name": "probe", "port": PROBE_PORT, "targetPort": "probe", "protocol": "TCP"},
+            ],
         },
     }
 
@@ -165,6 +192,11 @@ def scrape(
 
     endpoints = [endpoint(JOB, cluster_target, cluster=True)]
     endpoints += [endpoint(NODE_JOB, target, cluster=False) for target in node_targets]
+    to_instance = {"sourceLabels": ["__param_target"], "targetLabel": "instance"}
+    for target in node_targets:
+        asked = {"module": [PROBE], "target": [target if ":" in target else f"{target}:8006"]}
+        relabelled = [to_instance, {"targetLabel": "job", "replacement": TLS_JOB}]
+        endpoints.append({"port": "probe", "path": "/probe", "params": asked, **often, rules: relabelled})
     own = [{"targetLabel": "job", "replacement": OWN_JOB}]
     endpoints.append({"port": "http", "path": "/metrics", **often, rules: own})
     return {

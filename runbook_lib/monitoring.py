@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runbook_lib import alerts, dashboards, exporter, prepare
+from runbook_lib import alerts, dashboards, exporter, prepare, proofs
 from runbook_lib import kubernetes_monitoring as reads
 from runbook_lib.errors import ApiError, NotFound, RunbookError, SecretError, WaitTimeout
 from runbook_lib.executors import BORROWED, guest_undo, labelled, reference, target_of
@@ -55,7 +55,7 @@ class Look:
     @property
     def jobs(self) -> tuple[str, ...]:
         """What the exporter's targets are called."""
-        return (alerts.JOB, alerts.NODE_JOB, alerts.OWN_JOB)
+        return (alerts.JOB, alerts.NODE_JOB, alerts.OWN_JOB, alerts.TLS_JOB)
 
 
 def look(pve: Any, k8s: Any, site: Any) -> Look:
@@ -105,7 +105,8 @@ def installation(
         parts.append(_object(k8s, exporter.authority(space, pem), run, "The CA that the exporter verifies by"))
     parts.append(_secret(k8s, site, run, what, root))
     image, pull = site.images.exporter, site.images.pull_policy or "IfNotPresent"
-    deployed = exporter.deployment(space, image, trust=bool(pem), pull_policy=pull)
+    parts.append(_object(k8s, exporter.probes(space), run, "How the certificates are looked at"))
+    deployed = exporter.deployment(space, image, site.images.blackbox, trust=bool(pem), pull_policy=pull)
     parts.append(_object(k8s, deployed, run, "The exporter: reads Proxmox VE, and nothing of the cluster"))
     parts.append(_object(k8s, exporter.service(space), run, "How the collector finds it"))
     version, kind = what.scrapes
@@ -215,7 +216,7 @@ def settled(
         _wait(
             k8s, f"/apis/apps/v1/namespaces/{what.namespace}/deployments/{exporter.NAME}", _is_available, limit, clock
         )
-    wanted = 2 + len(what.node_targets)
+    wanted = _targets(what)
     while True:
         found = reads.targets(k8s, what.services, what.jobs)
         if (len(found) >= wanted and all(row.up for row in found)) or clock() > limit:
@@ -231,7 +232,12 @@ def targets_wanted(k8s: Any, what: Look) -> int:
     if not kind:
         return 0
     asked = {"apiVersion": version, "kind": kind, "metadata": {"name": exporter.NAME, "namespace": what.namespace}}
-    return 2 + len(what.node_targets) if k8s.find(k8s.path_of(asked)) is not None else 0
+    return _targets(what) if k8s.find(k8s.path_of(asked)) is not None else 0
+
+
+def _targets(what: Look) -> int:
+    """The cluster, each node by the exporter and by its certificate, and the exporter itself."""
+    return 2 + 2 * len(what.node_targets)
 
 
 def _wait(
@@ -273,6 +279,11 @@ def _trouble(k8s: Any, pod: Object) -> str:
     except ApiError:
         last = ""
     return f"{name}: {told or (pod.get('status') or {}).get('phase', '')}{f'; {last}' if last else ''}"
+
+
+def rights(pve: Any, site: Any) -> list[proofs.Held]:
+    """What the exporter's token may do beside what it needs; none while there is no token."""
+    return [row for row in proofs.held(pve, site) if row.component == COMPONENT]
 
 
 # --- both sides beside each other --------------------------------------------------------------------

@@ -424,6 +424,9 @@ class Images(Part):
     iperf3: str | None = option(
         None, "Image with iperf3 on its path, for step 43; without one the pod network's speed is not measured."
     )
+    blackbox: str = option(
+        "quay.io/prometheus/blackbox-exporter:v0.27.0", "Image of the blackbox exporter beside it.", min_length=1
+    )
     exporter: str = option(
         "docker.io/prompve/prometheus-pve-exporter:3.10.2",
         "Image of prometheus-pve-exporter, for step 42.",

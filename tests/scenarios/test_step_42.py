@@ -72,7 +72,7 @@ def test_a_healthy_site_is_watched_and_a_second_run_installs_nothing(home: homes
 
 def test_no_value_of_the_token_is_written_anywhere(home: homes.Home) -> None:
     """The notebook, the journal and the kept manifests know the reference alone."""
-    values = {value.encode() for value in homes.secrets(home)}
+    values = {value.encode() for value in homes.secrets(home).values()}
     assert values
     files = [path for path in home.root.glob("outputs/**/*") if path.is_file()]
     assert files and not [path for path in files if any(value in path.read_bytes() for value in values)]

@@ -8,6 +8,7 @@ from typing import Any
 
 from . import (
     autoscaler,
+    blackbox,
     bootstrap_tokens,
     capi,
     capi_operator,
@@ -86,6 +87,7 @@ PROGRAMS: tuple[Program, ...] = (
     *victoria_metrics.PROGRAMS,
     *grafana.PROGRAMS,
     *pve_exporter.PROGRAMS,
+    *blackbox.PROGRAMS,
 )
 """What runs as containers do, by their image."""
 

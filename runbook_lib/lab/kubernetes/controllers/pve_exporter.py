@@ -19,14 +19,14 @@ BUNDLE = "REQUESTS_CA_BUNDLE"
 """Where requests, which the exporter asks with, looks for authorities."""
 
 
-def config_path(words: list[str]) -> str:
+def config_path(words: list[str], usual: str = "/etc/prometheus/pve.yml") -> str:
     """The configuration file that the arguments name, else the image's own."""
     for place, word in enumerate(words):
         if word.startswith("--config.file="):
             return word.partition("=")[2]
         if word == "--config.file" and place + 1 < len(words):
             return words[place + 1]
-    return "/etc/prometheus/pve.yml"
+    return usual
 
 
 def flags(words: list[str]) -> list[str]:
