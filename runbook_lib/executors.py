@@ -44,6 +44,12 @@ MOST_OUTPUT = 20_000
 """Of what a command in a pod says, the end is kept."""
 
 
+def _room_kib(pve: Any, room: Mapping[str, Any]) -> int:
+    """What is free in a storage now but for what is to be left, KiB; at least 1."""
+    found = pve.get(f"/nodes/{room['node']}/storage/{room['storage']}/status") or {}
+    return max(int(found.get("avail") or 0) // 1024 - int(room["leave_kib"]), 1)
+
+
 class ProxmoxExecutor:
     """Changes of one Proxmox VE."""
 
@@ -215,6 +221,9 @@ class ProxmoxExecutor:
             return {"proof": self._taken_back(request["take_back"], change)}
         if "lose" in request:
             return self._lose(change, request["lose"])
+        params = dict(request.get("params") or {})
+        if "room" in request:  # others have taken some since the plan
+            params["size"] = str(_room_kib(pve, request["room"]))
         with pve.wire.permit(change.id):
             if "upload" in request:
                 file = request["upload"]
@@ -222,7 +231,7 @@ class ProxmoxExecutor:
                     content = file.get("content", "import")
                     answer = upload(pve, file["node"], file["storage"], path, content, sha256=file.get("sha256", ""))
             else:
-                answer = pve.request(request["method"], request["path"], **(request.get("params") or {}))
+                answer = pve.request(request["method"], request["path"], **params)
         if isinstance(answer, str) and answer.startswith("UPID:"):
             task = wait_task(pve, answer, timeout_seconds=float(request.get("timeout_seconds", 600)))
             return {"upid": answer, "status": task.status}

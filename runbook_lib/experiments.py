@@ -234,8 +234,8 @@ def _patient(at: Scene, **see: Any) -> Object:
     return _recovered(**see, seconds=float(at.site.experiments.window_seconds))
 
 
-def _wish(draft: workload.Draft, at: Scene) -> str:
-    """The name of a claim that a pod wants, made now."""
+def _wish(draft: workload.Draft, at: Scene, zone: str = "") -> str:
+    """The name of a claim that a pod wants, made now; in this zone where one is named."""
     assert at.case is not None
     name = f"proof-{draft.stage}"
     spec = {"accessModes": ["ReadWriteOnce"], "storageClassName": at.case.name,
@@ -245,6 +245,8 @@ def _wish(draft: workload.Draft, at: Scene) -> str:
     box = workload.container(at.site, "main", args=["pause"], volumeMounts=[{"name": "data", "mountPath": "/data"}])
     body = {"containers": [box], "terminationGracePeriodSeconds": 0, "automountServiceAccountToken": False,
             "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": name}}]}  # fmt: skip
+    if zone:
+        body["nodeSelector"] = {"topology.kubernetes.io/zone": zone}
     draft.make({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": body}, "Pod that wants it")
     return name
 
@@ -301,17 +303,25 @@ def _unreachable(draft: workload.Draft, at: Scene) -> None:
     _seen_before(draft, {"stage": "held", "claim": claim, "for": outage, "seconds": outage + 10})
 
 
+def _zone(at: Scene, case: ClassCase) -> str:
+    """The Proxmox node whose storage is filled: one on which a worker runs."""
+    hosts = [at.worker.host] if at.worker else []
+    hosts += [machine.host for machine in at.what.machines]
+    return next((host for host in hosts if host in case.zones), case.zones[0])
+
+
 def _full(draft: workload.Draft, at: Scene) -> None:
     assert at.case is not None
-    node, storage = at.case.zones[0], at.case.storage
+    node, storage = _zone(at, at.case), at.case.storage
     room = int((at.pve.get(f"/nodes/{node}/storage/{storage}/status") or {}).get("avail") or 0) // 1024
     vmid, path = at.site.names.vmid_range.end, f"/nodes/{node}/storage/{storage}/content"
     filename = f"vm-{vmid}-{mark(at.run)}"
-    params = {"vmid": vmid, "filename": filename, "size": f"{max(room - LEFT_FREE_KIB, 1)}K", "format": "raw"}
+    params = {"vmid": vmid, "filename": filename, "size": str(max(room - LEFT_FREE_KIB, 1)), "format": "raw"}
     draft.add("proxmox", "create", f"{path}/{storage}:{filename}", f"FILLS the storage {storage} of {node}",
-              {"method": "POST", "path": path, "params": params, "cost": {"minutes": 2}}, params,
+              {"method": "POST", "path": path, "params": params, "cost": {"minutes": 2},
+               "room": {"node": node, "storage": storage, "leave_kib": LEFT_FREE_KIB}}, params,
               volume_undo(node, storage, filename, at.run))  # fmt: skip
-    claim = _wish(draft, at)
+    claim = _wish(draft, at, zone="" if at.case.shared else node)
     draft.add("proxmox", "delete", f"{path}/{storage}:{filename}", "There is room again",
               {"method": "DELETE", "path": f"{path}/{storage}:{filename}"}, {}, {"nothing": "it is gone"},
               _patient(at, stage="bound", claim=claim))  # fmt: skip
@@ -406,7 +416,7 @@ def state(at: Scene, rows: Sequence[Experiment]) -> dict[str, str]:
         rules = at.k8s.list(f"/apis/cilium.io/v2/namespaces/{at.what.namespace}/ciliumnetworkpolicies")
         found[f"policies of {at.what.namespace}"] = ", ".join(sorted(r["metadata"]["name"] for r in rules)) or "none"
     if FULL in planned and at.case is not None:
-        path = f"/nodes/{at.case.zones[0]}/storage/{at.case.storage}/content"
+        path = f"/nodes/{_zone(at, at.case)}/storage/{at.case.storage}/content"
         volids = sorted(str(row["volid"]) for row in at.pve.get(path) or [] if mark(at.run) in str(row["volid"]))
         found[f"fillers of {at.case.storage}"] = ", ".join(volids) or "none"
     return found

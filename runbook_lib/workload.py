@@ -666,7 +666,8 @@ class Witness:
     def _refused(self, see: Mapping[str, Any]) -> tuple[bool, str]:
         rows = self.k8s.list(f"/api/v1/namespaces/{self.home}/events",
                              fieldSelector=f"involvedObject.name={see['claim']}")  # fmt: skip
-        said = [str(row.get("message") or "") for row in rows if row.get("reason") == "ProvisioningFailed"]
+        said = [str(row.get("message") or "") for row in rows if row.get("reason") == "ProvisioningFailed"
+                or (row.get("reason") == "FailedScheduling" and "free storage" in str(row.get("message")))]  # fmt: skip
         return bool(said), said[-1] if said else "nobody has refused it yet"
 
     def _held(self, see: Mapping[str, Any]) -> tuple[bool, str]:

@@ -78,7 +78,7 @@ def test_a_storage_that_reserves_is_filled_up_to_its_limit():
     storage = replace(case("c"), type="lvm")
     at = scene("storage-full", case=storage)
     first = experiments.trials(at, experiments.preview(at)).changes[0]
-    assert first.request["params"]["size"] == f"{10 * 2**20 - experiments.LEFT_FREE_KIB}K"
+    assert first.request["params"]["size"] == str(10 * 2**20 - experiments.LEFT_FREE_KIB)  # KiB, as PVE reads it
     assert (first.undo or {})["look"]["mark"] == "volid"
 
 

@@ -92,3 +92,45 @@ def test_data_that_cannot_be_read_back_are_lost(home: homes.Home):
         control.fault(None, home.lab)
     failed = found(result, Status.FAIL)
     assert "end_to_end.no_data_is_lost" in failed or "end_to_end.workload_did_as_wanted" in failed
+
+
+@pytest.fixture
+def thick(tmp_path: Any) -> Iterator[homes.Home]:
+    """A project whose volumes take their room when they are made, and whose driver may copy them."""
+    case = tmp_path / "thick.yaml"
+    storage = {"type": "lvm", "content": ["images", "rootdir"], "options": {"vgname": "thick"}, "total": "40G",
+               "used": "1G"}  # fmt: skip
+    case.write_text(
+        yaml.safe_dump({"title": "A", "extends": "healthy", "proxmox": {"storages": {"thick": storage}}}), "utf-8"
+    )
+    (tmp_path / "home").mkdir()
+    csi = {"wait_seconds": 60, "parallel": 1, "classes": [{"storage": "thick"}]}
+    place = homes.make(tmp_path / "home", scenario=str(case), scale=600, **(QUICK | {"csi": csi}))
+    place.up()
+    yield place
+    control.down(place.lab)
+
+
+@slow
+def test_a_full_storage_refuses_and_then_gives_again(thick: homes.Home):
+    """The volume that is asked for is refused in the storage's words, and made once there is room."""
+    assert thick.runbook("run", "--step", "32").returncode == 0
+    csi = {"wait_seconds": 60, "parallel": 1, "classes": [{"storage": "thick"}]}
+    result = play(thick, csi=csi, experiments={"allow": ["storage-full"]})
+    assert found(result, Status.FAIL, Status.ERROR) == {}
+    told = found(result, Status.PASS)
+    assert "insufficient free space" in told["end_to_end.workload_did_as_wanted"]
+    assert "storage-full" in told["end_to_end.it_recovers"]
+
+
+@slow
+def test_a_backup_is_restored_where_the_driver_may_copy(thick: homes.Home):
+    """The restored volume holds what the backup had."""
+    password = "file:.lab/secrets.json#proxmox_password"
+    csi = {"wait_seconds": 60, "parallel": 1, "classes": [{"storage": "local-lvm"}], "root_password": password}
+    path = thick.root / "parameters" / "lab.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text("utf-8")) | {"csi": csi}), "utf-8")
+    assert thick.runbook("run", "--step", "32").returncode == 0
+    result = play(thick, csi=csi, experiments={"allow": []})
+    assert found(result, Status.FAIL, Status.ERROR) == {}
+    assert "what the backup had" in found(result, Status.PASS)["end_to_end.no_data_is_lost"]
