@@ -64,7 +64,8 @@ def look(pve: Any, k8s: Any, site: Any) -> Look:
 
     cluster = proxmox.cluster(pve)
     spaces = {"csi": str(site.csi.namespace), "capmox": str(site.capi.namespace)}
-    there = [name for name, space in spaces.items() if k8s.find(f"/api/v1/namespaces/{space}") is not None]
+    # a namespace is soon made: a component is where something of it is meant to run
+    there = [name for name, space in spaces.items() if k8s.list(f"/apis/apps/v1/namespaces/{space}/deployments")]
     return Look(
         services=tuple(reads.stack(k8s)),
         cluster=cluster,
@@ -438,10 +439,14 @@ def panels(
         for title, expression in dashboards.queries(dashboards.text(board, namespaces=what.namespaces))
     ]
     # where no panel has anything the scrape is to blame, and waiting helps nobody
-    while any(row.series for row in rows) and not all(row.series for row in rows) and clock() < limit:
+    while any(row.series for row in rows) and any(_may_come(row) for row in rows) and clock() < limit:
         sleep(1.0)
         rows = [row if row.series else _panel(k8s, what, row.dashboard, row.title, row.expression) for row in rows]
     return rows
+
+
+def _may_come(row: Panel) -> bool:
+    return not row.series and "rate(" in row.expression
 
 
 def _panel(k8s: Any, what: Look, dashboard: str, title: str, expression: str) -> Panel:

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from .context import Context
 from .processes import Exit, Process, Program
+from .proxmox import gate
 from .pve_exporter import config, config_path
 
 PORT = 9115
@@ -60,7 +61,7 @@ async def run(context: Context, process: Process) -> None:
     text = await config(context, process, path)
     if text is None:
         raise Exit(1, f'level=error msg="Error loading config" err="open {path}: no such file or directory"')
-    known = modules(text)
+    known, passes = modules(text), gate(context, process)
 
     async def probe(request: web.Request) -> web.Response:
         name, target = request.query.get("module", "http_2xx"), request.query.get("target", "")
@@ -70,6 +71,9 @@ async def run(context: Context, process: Process) -> None:
             return web.Response(status=400, text="Target parameter is missing\n")
         host, _, port = target.rpartition(":")
         timeout = float(str(known[name].get("timeout", "5s")).rstrip("s"))
+        if not await passes():
+            await asyncio.sleep(min(context.clock.real(timeout), timeout))
+            return web.Response(text=page({"probe_success": 0.0, "probe_duration_seconds": timeout}))
         return web.Response(text=page(await knocked(host, int(port), timeout)))
 
     async def well(_: web.Request) -> web.Response:
