@@ -44,19 +44,14 @@ def address(url: str) -> str:
 
 
 def node_addresses(site: Any, cluster: Cluster) -> tuple[str, ...]:
-    """Where each node is asked about itself.
+    """Where each node is asked about itself: at the members' own addresses, where pveproxy listens on 8006 alone.
 
-    The members' own addresses, if the site's URL is one of them: behind a balancer nobody knows whether the nodes
-    can be reached one by one, and only that address is asked.
+    Where the cluster tells no addresses, the site's URL is all that is known.
     """
     if site.monitoring.targets:
         return tuple(site.monitoring.targets)
-    own = address(str(site.proxmox.url))
-    host, _, port = own.partition(":")
-    members = [row for row in cluster.members if row.ip]
-    if host not in {name for row in members for name in (row.ip, row.name)}:
-        return (own,)
-    return tuple(f"{row.ip}:{port}" if port else str(row.ip) for row in members)
+    members = tuple(str(row.ip) for row in cluster.members if row.ip)
+    return members or (address(str(site.proxmox.url)),)
 
 
 def namespace(name: str) -> Object:

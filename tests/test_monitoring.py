@@ -42,14 +42,19 @@ def at(url: str, **given: Any) -> Site:
     [
         ("https://10.0.0.2:8006", {}, ("10.0.0.1", "10.0.0.2", "10.0.0.3")),
         ("https://pve1:8006", {}, ("10.0.0.1", "10.0.0.2", "10.0.0.3")),
-        ("https://10.0.0.1:443", {}, ("10.0.0.1:443", "10.0.0.2:443", "10.0.0.3:443")),
-        ("https://balancer.example.org:8006", {}, ("balancer.example.org",)),
+        ("https://balancer.example.org:443", {}, ("10.0.0.1", "10.0.0.2", "10.0.0.3")),
         ("https://balancer.example.org:8006", {"targets": ("pve1", "pve2")}, ("pve1", "pve2")),
     ],
 )
 def test_each_node_is_asked_about_itself_where_it_can_be(url: str, given: dict[str, Any], targets: tuple[str, ...]):
-    """Behind a balancer nobody knows whether the nodes can be reached one by one."""
+    """Whatever the site's own way in is: pveproxy listens on port 8006 of every node."""
     assert exporter.node_addresses(at(url, **given), CLUSTER) == targets
+
+
+def test_a_cluster_that_tells_no_addresses_is_asked_where_the_site_says():
+    """One node of it is better than none."""
+    silent = Cluster(None, None, (ClusterMember("pve", 1, None, True, True),))
+    assert exporter.node_addresses(at("https://pve.example.org:443"), silent) == ("pve.example.org:443",)
 
 
 def scrape(kind: str = "VMServiceScrape") -> dict[str, Any]:

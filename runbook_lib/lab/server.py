@@ -24,6 +24,7 @@ from asyncio import sslproto
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -50,6 +51,7 @@ from .proxmox.state import PveState
 from .tls import authority, server_certificate, show_certificate, write_private
 
 log = logging.getLogger("runbook_lib.lab")
+PVE_PORT = "8006"
 
 COLLECTOR = (10_000, 20, 20)
 """How many new objects, and how many rounds of the younger ones, until the collector looks for cycles."""
@@ -316,6 +318,7 @@ class Lab:
             return
         self.machines = Machines(self.state, self.clock)
         home = Home(self.kubernetes_url, platform.controllers.context)
+        platform.controllers.context.outside = self._outside
         self.machines.add(home, *endpoints(platform.section), self.kubernetes_url.removeprefix("https://"))
         inside = self.machines
         platform.tenants.listen(lambda place, url, context: inside.add(Home(url, context), place))
@@ -323,6 +326,15 @@ class Lab:
         kept = [key.partition("/")[2] for key in platform.tenants.kept if key.startswith(f"{ON_MACHINES}/")]
         inside.serve(platform.tenants, kept)
         self._inside = asyncio.get_running_loop().create_task(self.machines.run())
+
+    def _outside(self, address: str) -> tuple[str, int] | None:
+        """Where an address outside of the cluster really answers: the Proxmox nodes' on the lab's one port."""
+        host, _, port = address.rpartition(":")
+        node = next((row for row in self.state.nodes.values() if row.ip == host), None) if self.state else None
+        if node is None:
+            return host.strip("[]"), int(port)
+        own = urlsplit(self.proxmox_site.url)
+        return (str(own.hostname), int(own.port or 0)) if node.online and port == PVE_PORT else None
 
     def show_certificates(self) -> None:
         """Nothing; new connections see the certificate that the faults in force ask for."""

@@ -88,6 +88,29 @@ def test_what_is_wrong_with_monitoring_is_found(home: homes.Home, name: str) -> 
     assert not by_status(result, Status.ERROR)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not COMPLETE, reason="complete matrix; run with `make test-all`")
+def test_series_that_came_once_are_found_stale(home: homes.Home) -> None:
+    """The collector collects, and nobody stores: what was stored is still seen, and no longer believed."""
+    from kubernetes import client
+
+    path = home.root / "parameters" / "lab.yaml"
+    assert not by_status(run(home), Status.FAIL)
+    before = path.read_text(encoding="utf-8")
+    site = yaml.safe_load(before)
+    site["thresholds"] = {"series_seconds": 2}
+    path.write_text(yaml.safe_dump(site), encoding="utf-8")
+    api = client.AppsV1Api(homes.kubernetes(home).api_client)
+    for name in ("vminsert-shortterm", "vminsert-longterm"):
+        api.delete_namespaced_deployment(name, "tenant-root")
+    told = home.runbook("run", "--step", "42")
+    path.write_text(before, encoding="utf-8")
+    result = home.runs()[-1].steps[0].result
+    assert result is not None, told.stderr[-2000:]
+    assert "monitoring.series_are_fresh" in by_status(result, Status.FAIL)
+    assert "monitoring.targets_are_up" in by_status(result, Status.PASS) - by_status(result, Status.FAIL)
+
+
 def test_with_changes_forbidden_only_the_plan_is_shown(home: homes.Home) -> None:
     """Who watches is judged, all that wants the exporter is skipped, and nothing is sent."""
     result = run(home, changes="forbid")

@@ -61,7 +61,7 @@ class Emulated:
     def end(self) -> float:
         """Up to when the collector collected."""
         now = self.hub.clock.now()
-        if self.hub.collecting():
+        if self.hub.collecting() and self.hub.storing():
             self.hub.collected_until = now
         return self.hub.collected_until
 

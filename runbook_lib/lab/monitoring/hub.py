@@ -100,6 +100,16 @@ class Hub:
             for pod in self.cluster.each("/pods", space)
         )
 
+    def storing(self) -> bool:
+        """Whether what is collected gets into the store: in a cluster of them through its vminsert."""
+        pods = [
+            pod
+            for pod in self.cluster.each("/pods")
+            if (pod["metadata"].get("labels") or {}).get("app.kubernetes.io/name") == "vminsert"
+        ]
+        clustered = any(True for _ in self.cluster.each(f"{GROUP}/vmclusters"))
+        return not clustered or any(_ready(pod) for pod in pods)
+
     def targets(self) -> list[Target]:
         """The targets as the cluster is now."""
         return self._targets()[1]
@@ -230,6 +240,11 @@ class Hub:
         }
         for name, value in own.items():
             found.append(({**target.labels, **self.external(), "__name__": name}, value, at))
+        if not self.storing():  # the collector keeps it in its queue
+            health.up, health.error, health.at, health.seconds = not error, error, at, seconds
+            health.samples, health.scraped = len(found) - 4, health.scraped + 1
+            health.failed += bool(error)
+            return
         before = {key_of(labels): labels for labels in health.labels}
         for labels, value, when in found:
             self.store.append(labels, value, when)

@@ -219,7 +219,7 @@ def status(call: Call) -> list[dict[str, Any]]:
             "name": node.name,
             "nodeid": node.nodeid,
             "ip": node.ip,
-            "local": int(node.name == state.local_node),
+            "local": int(node.name == call.answering),
             "online": int(node.online),
             "level": level(node),
         }

@@ -137,6 +137,13 @@ class Call:
     params: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     upload: Upload | None = None
+    asked: str = ""  # the host that the client asked, by name or address
+
+    @property
+    def answering(self) -> str:
+        """The node that answers: the one whose address was asked, else the first."""
+        online = (row for row in self.state.nodes.values() if row.online)
+        return next((row.name for row in online if self.asked in (row.ip, row.name)), self.state.local_node)
 
     @property
     def flavour(self) -> str:
@@ -152,7 +159,7 @@ class Call:
     def node(self) -> str:
         """The node in the path; `localhost` is the node that answers."""
         node = str(self.raw.get("node", ""))
-        return self.state.local_node if node in ("", "localhost") else node
+        return self.answering if node in ("", "localhost") else node
 
     @property
     def authid(self) -> str:

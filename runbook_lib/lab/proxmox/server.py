@@ -120,7 +120,7 @@ async def _answer(state: PveState, request: web.Request) -> web.Response:
     spooled: list[Path] = []
     try:
         raw, upload = await _parameters(state, request, method, uri, query, spooled)
-        answer = await _dispatch(state, method, uri, raw, auth, upload, formatter)
+        answer = await _dispatch(state, method, uri, raw, auth, upload, formatter, _host(request))
         if answer.status == 200 and uri.endswith("/vncwebsocket") and "Upgrade" in request.headers:
             return await _console(state, request, uri, raw)
         return answer
@@ -278,6 +278,11 @@ async def _parts(state: PveState, request: web.Request, spooled: list[Path]) -> 
 # ---------------------------------------------------------------------------------------------- dispatch
 
 
+def _host(request: web.Request) -> str:
+    """The host that was asked, without its port."""
+    return str(request.host).rpartition(":")[0].strip("[]") if ":" in request.host else str(request.host)
+
+
 async def _dispatch(
     state: PveState,
     method: str,
@@ -286,8 +291,9 @@ async def _dispatch(
     auth: AuthId | None,
     upload: Upload | None,
     formatter: str,
+    asked: str,
 ) -> web.Response:
-    call = Call(state, method, uri, raw, auth, upload=upload)
+    call = Call(state, method, uri, raw, auth, upload=upload, asked=asked)
     try:
         found = ROUTER.find(method, uri)
         if found is None:

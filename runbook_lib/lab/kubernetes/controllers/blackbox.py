@@ -13,7 +13,7 @@ from aiohttp import web
 from .context import Context
 from .processes import Exit, Process, Program
 from .proxmox import gate
-from .pve_exporter import config, config_path
+from .pve_exporter import config, config_path, where
 
 PORT = 9115
 USUAL = "/etc/blackbox_exporter/config.yml"
@@ -69,12 +69,12 @@ async def run(context: Context, process: Process) -> None:
             return web.Response(status=400, text=f'Unknown module "{name}"\n')
         if not target:
             return web.Response(status=400, text="Target parameter is missing\n")
-        host, _, port = target.rpartition(":")
         timeout = float(str(known[name].get("timeout", "5s")).rstrip("s"))
-        if not await passes():
-            await asyncio.sleep(min(context.clock.real(timeout), timeout))
+        place = where(context, target)
+        if place is None or not await passes():
+            await context.clock.sleep(timeout)
             return web.Response(text=page({"probe_success": 0.0, "probe_duration_seconds": timeout}))
-        return web.Response(text=page(await knocked(host, int(port), timeout)))
+        return web.Response(text=page(await knocked(*place, timeout)))
 
     async def well(_: web.Request) -> web.Response:
         return web.Response(text="Healthy\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -53,6 +53,7 @@ class Context:
 
     `routes` lead from the "host:port" of an API server inside the lab's networks to the URL where it really answers.
     `listeners` are the real processes that play pods: (namespace, "pod/NAME", port) → (host, port).
+    `outside` tells where the "host:port" of a Proxmox node really answers; None where nobody does.
     `seed` makes chance repeat: a controller that throws dice takes `random.Random(f"{seed}/…")`.
     """
 
@@ -63,6 +64,7 @@ class Context:
     control_planes: ControlPlanes | None = None
     machines: Machines = field(init=False)
     listeners: dict[Any, Any] = field(default_factory=dict)
+    outside: Callable[[str], tuple[str, int] | None] | None = None
     routes: dict[str, str] = field(default_factory=dict)
     _caches: dict[str, Cache] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)

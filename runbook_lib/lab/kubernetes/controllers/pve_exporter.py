@@ -56,6 +56,14 @@ async def config(context: Context, process: Process, path: str) -> str | None:
     return None
 
 
+def where(context: Context, address: str) -> tuple[str, int] | None:
+    """Where an address really answers; None where nobody does."""
+    if context.outside is not None:
+        return context.outside(address)
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 async def way_out(context: Context, passes: Gate) -> asyncio.Server:
     """A proxy on loopback that all the exporter's connections go through, where policies let its pod's packets pass.
 
@@ -65,11 +73,11 @@ async def way_out(context: Context, passes: Gate) -> asyncio.Server:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             head = (await reader.readuntil(b"\r\n\r\n")).split(b" ")
-            host, _, port = head[1].decode().rpartition(":")
-            if not await passes():
-                await asyncio.sleep(min(context.clock.real(DROPPED_SECONDS), DROPPED_SECONDS))
+            place = where(context, head[1].decode())
+            if place is None or not await passes():
+                await context.clock.sleep(DROPPED_SECONDS)
             else:
-                there, back = await asyncio.open_connection(host.strip("[]"), int(port))
+                there, back = await asyncio.open_connection(*place)
                 writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 try:
                     await asyncio.gather(_carried(reader, back), _carried(there, writer))
