@@ -51,7 +51,17 @@ def reached(site: Site) -> Tenant:
     """The tenant once it can be asked."""
     held = f"/api/v1/namespaces/{SPACE}/secrets/{NAME}-kubeconfig"
     site.until("the tenant", lambda: site.find(held), said=site.told)
-    return site.tenant()
+    tenant = site.tenant()
+    site.until("its answer", lambda: answers(tenant), said=site.told)
+    return tenant
+
+
+def answers(tenant: Tenant) -> bool:
+    """Whether its API server can be reached: its port opens a moment after its control plane is Ready."""
+    try:
+        return bool(tenant.ask("GET", "/version"))
+    except requests.ConnectionError:
+        return False
 
 
 def test_node_waits_for_its_network(site: Site) -> None:
