@@ -184,13 +184,12 @@ def text(board: Board, *, namespaces: Mapping[str, str] | None = None) -> str:
 
 
 def manifest(board: Board, *, namespace: str, api_version: str, namespaces: Mapping[str, str] | None = None) -> Object:
-    """The dashboard as the Grafana operator takes it, for the instance that CozyStack runs in the root tenant."""
+    """The dashboard as the Grafana operator takes it, for the Grafana of the namespace and for no tenant's own."""
     return {
         "apiVersion": api_version,
         "kind": "GrafanaDashboard",
         "metadata": {"name": board.name, "namespace": namespace},
         "spec": {
-            "allowCrossNamespaceImport": True,
             "instanceSelector": {"matchLabels": {"dashboards": "grafana"}},
             "folder": GRAFANA_FOLDER,
             "json": text(board, namespaces=namespaces),

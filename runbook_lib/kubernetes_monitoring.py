@@ -45,6 +45,7 @@ PROGRAMS = (
     Program("alerts", COREOS, "Alertmanager", "alertmanager-operated", 9093, "", "/-/healthy"),
     Program("logs", VM, "VLCluster", "vlselect-{name}", 9471),
     Program("logs", VM, "VLSingle", "vlsingle-{name}", 9428),
+    Program("logs", VM, "VLogs", "vlogs-{name}", 9428),  # as CozyStack 0.x has it
     Program("dashboards", GRAFANA, "Grafana", "{name}-service", 3000, "", "/api/health"),
 )
 """Names and ports as the operators give them."""
@@ -81,10 +82,11 @@ def _objects(k8s: Any, group: str) -> Iterator[tuple[str, list[Object]]]:
 
 
 def _chosen(role: str, listed: Mapping[str, Mapping[str, Sequence[Object]]]) -> MonitoringService:
+    home, stores = _home(listed)
     for program in PROGRAMS:
-        items = listed[program.group].get(program.kind) or ()
+        items = list(listed[program.group].get(program.kind) or ())
         if program.role == role and items:
-            item = _preferred(items, listed) if role == "metrics" else items[0]
+            item = min(items, key=lambda each: _distance(each, program, home, stores, listed))
             return MonitoringService(
                 role,
                 program.kind,
@@ -96,14 +98,42 @@ def _chosen(role: str, listed: Mapping[str, Mapping[str, Sequence[Object]]]) -> 
     return MonitoringService(role, "", told="no object of a kind that plays this role")
 
 
-def _preferred(items: Sequence[Object], listed: Mapping[str, Mapping[str, Sequence[Object]]]) -> Object:
-    """Of several stores the one that alerts are made from: it has the finest samples."""
-    for alerter in listed[VM].get("VMAlert") or ():
-        host = urlsplit(str(((alerter.get("spec") or {}).get("datasource") or {}).get("url", ""))).hostname or ""
-        for item in items:
-            if host.split(".")[0].endswith(f"-{item['metadata']['name']}"):
-                return item
-    return items[0]
+def _home(listed: Mapping[str, Mapping[str, Sequence[Object]]]) -> tuple[str, set[str]]:
+    """(namespace, stores) that the collector of the whole cluster writes to: tenants have monitoring of their own."""
+    agents = sorted(listed[VM].get("VMAgent") or (), key=_selects_all, reverse=True)
+    for agent in agents:
+        hosts = [_host(row.get("url")) for row in (agent.get("spec") or {}).get("remoteWrite") or ()]
+        parts = [host.split(".") for host in hosts if host]
+        if parts:
+            space = next((part[1] for part in parts if len(part) > 1), agent["metadata"]["namespace"])
+            return space, {part[0].partition("-")[2] for part in parts}
+    return "", set()
+
+
+def _selects_all(agent: Object) -> bool:
+    return bool((agent.get("spec") or {}).get("selectAllByDefault"))
+
+
+def _host(url: Any) -> str:
+    return urlsplit(str(url or "")).hostname or ""
+
+
+def _distance(
+    item: Object, program: Program, home: str, stores: set[str], listed: Mapping[str, Mapping[str, Sequence[Object]]]
+) -> tuple[bool, ...]:
+    """How far an object is from what the cluster's collector fills: of several the nearest plays the role."""
+    name, space = item["metadata"]["name"], item["metadata"]["namespace"]
+    if program.role == "collector":
+        return (not _selects_all(item),)
+    away = bool(home) and space != home
+    if program.role != "metrics":
+        return (away,)
+    # of several stores the one that alerts are made from has the finest samples
+    asked = {
+        _host(((row.get("spec") or {}).get("datasource") or {}).get("url")) for row in listed[VM].get("VMAlert") or ()
+    }
+    alerting = any(host.split(".")[:2] == [f"vmselect-{name}", space] for host in asked)
+    return (away, bool(stores) and name not in stores, not alerting)
 
 
 def _asked(k8s: Any, row: MonitoringService) -> MonitoringService:

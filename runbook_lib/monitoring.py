@@ -53,6 +53,11 @@ class Look:
     namespaces: Mapping[str, str]  # of the components
 
     @property
+    def board_namespace(self) -> str:
+        """Where dashboards go: beside the Grafana, for from elsewhere every tenant's Grafana would get them."""
+        return next((row.namespace for row in self.services if row.role == "dashboards" and row.kind), self.namespace)
+
+    @property
     def jobs(self) -> tuple[str, ...]:
         """What the exporter's targets are called."""
         return (alerts.JOB, alerts.NODE_JOB, alerts.OWN_JOB, alerts.TLS_JOB)
@@ -154,7 +159,9 @@ def rule_manifest(site: Any, what: Look) -> Object:
 
 def board_manifest(board: dashboards.Board, what: Look) -> Object:
     """A dashboard of this site."""
-    return dashboards.manifest(board, namespace=what.namespace, api_version=what.dashboards, namespaces=what.namespaces)
+    return dashboards.manifest(
+        board, namespace=what.board_namespace, api_version=what.dashboards, namespaces=what.namespaces
+    )
 
 
 def verifies(site: Any) -> bool:
@@ -411,7 +418,7 @@ def board_states(k8s: Any, what: Look, *, sleep: Callable[[float], None] = time.
     """Our dashboards as the Grafana operator left them."""
     names = {board.name for board in dashboards.of(what.components)}
     for _ in range(10):
-        found = [row for row in reads.dashboards(k8s, what.namespace) if row.name in names]
+        found = [row for row in reads.dashboards(k8s, what.board_namespace) if row.name in names]
         if all(row.applied is not None for row in found):
             break
         sleep(0.5)

@@ -12,7 +12,9 @@ import pytest
 import yaml
 
 from runbook_lib import alerts, dashboards, exporter, kubernetes_monitoring, monitoring, privileges
+from runbook_lib.errors import NotFound
 from runbook_lib.facts import Cluster, ClusterMember, DrillStage, MonitoringService
+from runbook_lib.kubernetes_reading import Reader
 from runbook_lib.lab.monitoring.promql import parse
 from runbook_lib.model import Change, ChangeKind
 from runbook_lib.site import Site
@@ -258,10 +260,10 @@ def test_a_dashboard_knows_the_namespace_of_this_site():
     assert told["Driver's containers ready"] == 'sum(kube_pod_container_status_ready{namespace="elsewhere"})'
 
 
-def test_a_dashboard_goes_to_the_grafana_of_the_root_tenant():
-    """It lies in another namespace, which has to be said."""
+def test_a_dashboard_goes_to_no_grafana_of_a_tenant():
+    """Every Grafana of the platform has the label: what is imported across namespaces would be in all of them."""
     made = dashboards.manifest(dashboards.BOARDS[0], namespace="m", api_version="grafana.integreatly.org/v1beta1")
-    assert made["spec"]["allowCrossNamespaceImport"] is True
+    assert "allowCrossNamespaceImport" not in made["spec"]
     assert made["spec"]["instanceSelector"] == {"matchLabels": {"dashboards": "grafana"}}
 
 
@@ -287,6 +289,55 @@ class Answers:
 
 STORE = MonitoringService("metrics", "VMCluster", "t", "vmselect-a", 8481, "/select/0/prometheus", True)
 BASE = "/api/v1/namespaces/t/services"
+
+
+class ManyTenants(Reader):
+    """A platform in which two tenants and the root have monitoring; every program answers."""
+
+    def __init__(self) -> None:
+        group = "operator.victoriametrics.com"
+        spaces = ("tenant-a", "tenant-root", "tenant-z")
+        thing = lambda space, name, **spec: {"metadata": {"namespace": space, "name": name}, "spec": spec}  # noqa: E731
+        writes = [{"url": f"http://vminsert-{name}.tenant-root.svc:8480/i"} for name in ("shortterm", "longterm")]
+        self.kinds: dict[str, list[Any]] = {
+            "VMCluster": [thing(space, name) for space in spaces for name in ("longterm", "shortterm")],
+            "VMAgent": [thing("tenant-a", "vmagent", remoteWrite=[{"url": "http://vminsert-shortterm.tenant-a.svc/i"}]),
+                        thing("cozy-monitoring", "vmagent", selectAllByDefault=True, remoteWrite=writes)],
+            "VMAlert": [thing(space, "vmalert-shortterm", datasource={"url": f"http://vmselect-shortterm.{space}.svc/s"})
+                        for space in spaces],
+            "VMAlertmanager": [thing(space, "alertmanager") for space in spaces],
+            "VLogs": [thing(space, "generic") for space in spaces],
+        }  # fmt: skip
+        self.group_ = group
+
+    def get(self, path: str, /, **query: Any) -> Any:
+        """Discovery and lists."""
+        version = f"{self.group_}/v1beta1"
+        if path == f"/apis/{self.group_}":
+            return {"versions": [{"groupVersion": version}]}
+        if path == f"/apis/{version}":
+            return {"resources": [{"kind": kind, "name": kind.lower()} for kind in self.kinds]}
+        for kind, items in self.kinds.items():
+            if path == f"/apis/{version}/{kind.lower()}":
+                return {"items": items}
+        raise NotFound(path, system="kubernetes", method="GET", path=path, status=404)
+
+    def text(self, path: str, **query: Any) -> str:
+        """Well."""
+        return "OK"
+
+
+def test_of_several_stacks_the_one_that_the_whole_cluster_is_collected_for():
+    """Tenants have monitoring of their own, and names that come first in the alphabet."""
+    found = {row.role: (row.namespace, row.service) for row in kubernetes_monitoring.stack(ManyTenants())}
+    assert found == {
+        "metrics": ("tenant-root", "vmselect-shortterm"),
+        "collector": ("cozy-monitoring", "vmagent-vmagent"),
+        "rules": ("tenant-root", "vmalert-vmalert-shortterm"),
+        "alerts": ("tenant-root", "vmalertmanager-alertmanager"),
+        "logs": ("tenant-root", "vlogs-generic"),
+        "dashboards": ("", ""),
+    }
 
 
 def test_a_query_goes_through_the_service_proxy():
