@@ -15,14 +15,23 @@ CAPMOX = "Cluster API provider Proxmox (CAPMOX)"
 CAUSES: Mapping[str, str] = {
     "FetchConfigValidationError": "give at most one of capi.provider.url, oci and selector",
     "IncorrectVersionFormat": "capi.provider.version wants the form v0.7.7",
+    "MoreThanOneExists": "another object of this name is there; delete the one nobody uses",
     "MoreThanOneProviderInstanceExists": "another object of this name is there; delete the one nobody uses",
     "WaitingForCoreProviderReady": "the CoreProvider comes first: see step 12, and its own conditions",
     "UnsupportedProviderDowngrade": "CAPMOX does not go back; ask for the installed release or a newer one",
+    "UnsupportedProviderDowngradeReason": "CAPMOX does not go back; ask for the installed release or a newer one",
+    "UnknownProvider": "the operator knows no provider of this name by itself; give capi.provider.url, oci or selector",
+    "InvalidGithubTokenError": "GitHub refuses GITHUB_TOKEN of the Secret capmox-variables; renew it or take it out",
     "CAPIVersionIncompatibility": "the operator does not accept this contract; take the line that step 12 names",
     "ComponentsFetchError": "look at the address and the way out of the cluster; without internet, give a folder",
+    "failed to load the repository": "no ConfigMap bears the labels of capi.provider.selector, or it is not complete",
     "ComponentsCustomizationError": "the components do not fit the customisation; compare spec.deployment",
+    "ComponentsPatchError": "the patches of the provider object do not fit its components; compare both",
+    "ComponentsImageOverrideError": "the operator's list of images does not fit; see its ConfigMap clusterctl-config",
     "ComponentsUpgradeError": "read the message; the release before goes on running",
+    "OldComponentsDeletionError": "the release before could not be taken away; see what holds it, by the message",
     "NoDeploymentAvailableConditionReason": "the manager does not start: see its pods and their events",
+    "MinimumReplicasUnavailable": "the manager does not run: see its pod's last words below, and its events",
 }
 """What the reasons of a provider's conditions ask for, in one line each."""
 
