@@ -18,7 +18,7 @@ COMPLETE = bool(os.environ.get("RUNBOOK_COMPLETE"))
 TROUBLED = [
     name for name in scenario.names() if any(check.startswith("monitoring.") for check in scenario.load(name).must_fail)
 ]
-SAMPLE = {"exporter-scrape-fails"}
+SAMPLE = {"no-monitoring"}
 SLOW = (
     pytest.mark.slow,
     pytest.mark.skipif(not COMPLETE, reason="complete matrix; run with `make test-all`"),
@@ -86,6 +86,17 @@ def test_what_is_wrong_with_monitoring_is_found(home: homes.Home, name: str) -> 
     told = [f"{f.check}: {f.message}" for f in result.findings if f.status is Status.FAIL]
     assert by_status(result, Status.FAIL) == wanted, told
     assert not by_status(result, Status.ERROR)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not COMPLETE, reason="complete matrix; run with `make test-all`")
+@pytest.mark.parametrize("generation", ["cozystack-v0", "capi-v1beta2"])
+def test_every_generation_of_the_platform_is_watched(home: homes.Home, generation: str) -> None:
+    """The objects differ, the proofs do not."""
+    result = run(home, generation)
+    told = [f"{f.check}: {f.message}" for f in result.findings if f.status is Status.FAIL]
+    assert not by_status(result, Status.FAIL) | by_status(result, Status.ERROR), told
+    assert "monitoring.series_agree" in by_status(result, Status.PASS)
 
 
 @pytest.mark.slow
