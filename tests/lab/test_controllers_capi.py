@@ -339,6 +339,32 @@ def test_machines_of_a_deployment_become_nodes_and_go(version: str) -> None:
 
 
 @BOTH
+def test_node_that_joined_after_its_machine_was_deleted_goes_too(version: str) -> None:
+    """Found by its providerID though the machine never named it, so that no node is left of a VM that is gone."""
+
+    async def story() -> None:
+        async with living(version) as site:
+            site.nodes_join = False
+            await site.cluster()
+            path = site.path("machines")
+            found = await site.until(path, lambda rows: any(r["spec"].get("providerID") for r in rows["items"]))
+            name = found["items"][0]["metadata"]["name"]
+            await site.client.patch(
+                site.infra("labmachines", name), {"metadata": {"finalizers": ["a/b", "lab/machine"]}}
+            )
+            hook = {"pre-drain.delete.hook.machine.cluster.x-k8s.io/wait": ""}
+            await site.client.patch(site.path("machines", name), {"metadata": {"annotations": hook}})
+            await site.client.delete(site.path("machines", name))
+            await join(site.client, name)
+            await site.client.patch(site.path("machines", name), {"metadata": {"annotations": dict.fromkeys(hook)}})
+            await site.until(path, lambda rows: all(r["metadata"]["name"] != name for r in rows["items"]))
+            rows = (await site.client.list("/api/v1/nodes"))["items"]
+            assert name not in {row["metadata"]["name"] for row in rows}
+
+    asyncio.run(story())
+
+
+@BOTH
 def test_new_template_rolls_every_machine(version: str) -> None:
     """Another template gives another machine set; the old one is emptied only as the new one's machines come."""
 

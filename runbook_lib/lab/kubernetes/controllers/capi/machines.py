@@ -240,11 +240,7 @@ def judge(
             f'"{reference_["name"]}" has been deleted after being ready'
         )
     if node is not None:
-        name = node["metadata"]["name"]
-        status["nodeRef"] = (
-            {"name": name} if raised
-            else {"apiVersion": "v1", "kind": "Node", "name": name, "uid": node["metadata"]["uid"]}
-        )  # fmt: skip
+        status["nodeRef"] = _node_reference(node, raised=raised)
         status["nodeInfo"] = node["status"].get("nodeInfo") or {}
     judged = conditions.read(item, now)
     _judge_old(judged, item, status, cluster, config, infra, node, data_ready, says or there)
@@ -427,6 +423,8 @@ async def _delete(
     deletion = status["deletion"] = dict(status.get("deletion") or {})
     annotations = item["metadata"].get("annotations") or {}
     wait: float | None = None
+    if not status.get("nodeRef") and (late := _joined(item, infra, remote)) is not None:
+        status["nodeRef"] = _node_reference(late, raised=item["apiVersion"].endswith("/v1beta2"))
     node_name = (status.get("nodeRef") or {}).get("name", "")
     drains = bool(node_name) and "deletionTimestamp" not in cluster["metadata"] and bool(remote)
 
@@ -485,6 +483,22 @@ async def _delete(
     judged.put("Available", False, "NotReady")
     await manager.report(cache, item, status, judged)
     return wait
+
+
+def _joined(item: Object, infra: Object | None, remote: Remote | None) -> Object | None:
+    """The node that joined too late for the machine to name it, found by its providerID (isDeleteNodeAllowed)."""
+    identity = item["spec"].get("providerID") or ((infra or {}).get("spec") or {}).get("providerID")
+    if remote is None or not remote.connected or not identity:
+        return None
+    return next((node for node in remote.nodes.items.values() if node["spec"].get("providerID") == identity), None)
+
+
+def _node_reference(node: Object, *, raised: bool) -> Object:
+    """How a machine's status names its node; `raised` tells of contract v1beta2."""
+    metadata = node["metadata"]
+    if raised:
+        return {"name": metadata["name"]}
+    return {"apiVersion": "v1", "kind": "Node", "name": metadata["name"], "uid": metadata["uid"]}
 
 
 def _drained(judged: Conditions) -> bool:
