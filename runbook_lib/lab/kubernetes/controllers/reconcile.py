@@ -42,7 +42,9 @@ async def reconcile(
     """
     queue = _Queue()
 
-    def changed(_kind: str, item: Object) -> None:
+    def changed(kind: str, item: Object) -> None:
+        if kind == "DELETED":  # what comes under the same name has failed at nothing yet
+            queue.failures.pop(key_of(item), None)
         queue.add(key_of(item))
 
     cache.handlers.append(changed)
