@@ -141,7 +141,7 @@ async def _of_pod(client: KubeClient, item: Object, where: str) -> list[str]:
         return [name for row in states if row.get("restartCount", 0) >= 2]
     rows = []
     for row in states:
-        if row.get("restartCount", 0):
+        if row.get("restartCount", 0) or (row.get("started") and item["metadata"]["namespace"] == "capmox-system"):
             path = (
                 f"{client.base_url}/api/v1/namespaces/{item['metadata']['namespace']}/pods/{item['metadata']['name']}"
             )
