@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runbook_lib import kubernetes, prepare, privileges, proxmox, versions
-from runbook_lib.errors import NotFound, SecretError, WaitTimeout
+from runbook_lib.errors import Conflict, NotFound, SecretError, WaitTimeout
 from runbook_lib.executors import labelled, reference
 from runbook_lib.facts import CapiProvider, Crd, ManagerIdentity, ProviderStage, Webhook, Workload
 from runbook_lib.model import Change, ChangeKind
@@ -150,10 +150,11 @@ def installation(
     parts += [prepare.install_object(k8s, row, run, summary="Namespace of a provider") for row in spaces]
     parts.append(_variables(k8s, site, run, what, root))
     parts += _release(k8s, run, what) if what.chart else _providers(k8s, site, run, what, root)
+    problems = tuple(dict.fromkeys(problem for part in parts for problem in part.problems))
     return Wanted(
-        tuple(change for part in parts for change in part.changes),
+        () if problems else tuple(change for part in parts for change in part.changes),
         tuple(name for part in parts for name in part.unchanged),
-        tuple(dict.fromkeys(problem for part in parts for problem in part.problems)),
+        problems,
     ).numbered(step)
 
 
@@ -182,7 +183,11 @@ def _providers(k8s: Any, site: Any, run: str, what: Setting, root: Path) -> list
         if name == IPAM and name in what.found and not what.way.steps:
             version = what.found[name].version
         wanted = provider(name, version, what, source, api_version, trusted=trusts(site))
-        parts.append(prepare.install_object(k8s, wanted, run, summary=f"{KINDS[name]} {name} {version}"))
+        try:
+            parts.append(prepare.install_object(k8s, wanted, run, summary=f"{KINDS[name]} {name} {version}"))
+        except Conflict as error:  # another manager's fields are not overruled
+            place = f"{KINDS[name]} {what.namespaces[name]}/{name}"
+            parts.append(Wanted(problems=(f"{name}: {place} is somebody else's and asks for other things: {error}",)))
     return parts
 
 
