@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import homes
@@ -202,3 +205,130 @@ def test_no_token_is_written_anywhere(home: homes.Home):
     texts = [path.read_bytes() for path in homes.files(home.root / "outputs")]
     values = [value.encode() for value in homes.secrets(home).values() if len(value) > 7]
     assert len(values) > 1 and not [value for value in values for text in texts if value in text]
+
+
+# --- what has to be there first -------------------------------------------------------------------------
+
+
+def gone(*rows: tuple[str, str]) -> dict[str, Any]:
+    """A lab without these objects, by kind and name."""
+    return {"kubernetes": {"edits": [{"delete": {"kind": kind, "name": name}} for kind, name in rows]}}
+
+
+ABSENT = {
+    "operator": (
+        gone(
+            ("*Provider", "*"), ("CustomResourceDefinition", "*.operator.cluster.x-k8s.io"),
+            ("Deployment", "capi-operator-*"), ("ReplicaSet", "capi-operator-*"), ("Pod", "capi-operator-*"),
+            ("*WebhookConfiguration", "capi-operator-*"),
+        ),
+        "kubernetes.capi_operator_runs", "operator: the cluster does not serve operator.cluster.x-k8s.io",
+    ),
+    "cert-manager": (
+        gone(
+            ("CustomResourceDefinition", "*.cert-manager.io"), ("Deployment", "cert-manager*"),
+            ("ReplicaSet", "cert-manager*"), ("Pod", "cert-manager*"), ("*WebhookConfiguration", "cert-manager*"),
+        ),
+        "providers.cert_manager_runs", "cert-manager: it is not installed",
+    ),
+}  # fmt: skip
+
+
+@slow
+@pytest.mark.parametrize("name", ABSENT)
+def test_what_has_to_be_there_first_is_named(home: homes.Home, name: str):
+    """Nothing is sent; the finding says what is missing, and its remedy where it comes from."""
+    given, check, words = ABSENT[name]
+    begin(home, given, capi={"wait_seconds": 5})
+    result = run(home)
+    failed = found(result, Status.FAIL)
+    assert result.changes == () and check in failed and words in failed["providers.may_be_installed"]
+    assert all(entry.remedy for entry in result.findings if entry.status is Status.FAIL)
+
+
+# --- what broke since -----------------------------------------------------------------------------------
+
+
+LONGEST_SECONDS = 30.0
+HOME = "capmox-system"
+
+
+def expired() -> str:
+    """A CA that ended yesterday, as a webhook's bundle."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "capmox-ca")])
+    one = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    one = one.not_valid_before(now - timedelta(days=90)).not_valid_after(now - timedelta(days=1))
+    text = one.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    return base64.b64encode(text).decode()
+
+
+def the_ca_expires(home: homes.Home) -> None:
+    """The webhooks' CA ends, and nobody injects a new one."""
+    from kubernetes import client
+
+    api = client.AdmissionregistrationV1Api(homes.kubernetes(home).api_client)
+    name = "capmox-validating-webhook-configuration"
+    hooks = api.read_validating_webhook_configuration(name).webhooks
+    api.patch_validating_webhook_configuration(
+        name,
+        {
+            "metadata": {"annotations": {"cert-manager.io/inject-ca-from": None}},
+            "webhooks": [{"name": hook.name, "clientConfig": {"caBundle": expired()}} for hook in hooks],
+        },
+    )
+
+
+def it_shall_verify(home: homes.Home) -> None:
+    """Somebody lets the manager verify a certificate that no authority of its image has signed."""
+    from kubernetes import client
+
+    api = client.AppsV1Api(homes.kubernetes(home).api_client)
+    [row] = api.list_namespaced_deployment(HOME).items
+    env = [{"name": "PROXMOX_INSECURE", "value": "false"}]
+    wanted = {"spec": {"template": {"spec": {"containers": [{"name": "manager", "env": env}]}}}}
+    api.patch_namespaced_deployment(row.metadata.name, HOME, wanted)
+    until(lambda: ill(home))
+
+
+def managers(home: homes.Home) -> list[Any]:
+    """The pods of CAPMOX."""
+    return list(homes.kubernetes(home).list_namespaced_pod(HOME).items)
+
+
+def ill(home: homes.Home) -> bool:
+    """Whether a container of CAPMOX has ended and was started again."""
+    return any(state.restart_count and not state.ready
+               for pod in managers(home) for state in pod.status.container_statuses or ())  # fmt: skip
+
+
+def until(reached: Callable[[], bool]) -> None:
+    """Return once it is so."""
+    deadline = time.monotonic() + LONGEST_SECONDS
+    while not reached():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.05)
+
+
+BROKEN: dict[str, tuple[Callable[[homes.Home], None], str, str, str]] = {
+    "webhook-ca": (the_ca_expires, "providers.webhooks_answer", "the CA expired on", "cert-manager's CA injector"),
+    "not-trusted": (it_shall_verify, "providers.manager_is_known", "x509", "Secret"),
+}  # fmt: skip
+
+
+@slow
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_broke_since_is_told_with_cause_and_remedy(home: homes.Home, name: str):
+    """Its own check fails with the words of whoever refused, and says what to do; nothing is changed for that."""
+    breaks, check, words, remedy = BROKEN[name]
+    begin(home)
+    assert found(run(home), Status.FAIL, Status.ERROR) == {}
+    breaks(home)
+    wish(home, changes="forbid")
+    result = run(home)
+    told = found(result, Status.FAIL)[check]
+    assert words in told and remedy in told and result.changes == ()
