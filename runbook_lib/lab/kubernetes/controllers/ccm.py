@@ -224,7 +224,13 @@ class Manager:
         clients, trusted = {}, await authority(self.context, self.process)
         for region in self.config.regions:
             client = ProxmoxClient(
-                region.url, region.token, region.secret, ca=trusted, insecure=region.insecure, agent="ProxmoxCCM/1.0"
+                region.url,
+                region.token,
+                region.secret,
+                ca=trusted,
+                insecure=region.insecure,
+                agent="ProxmoxCCM/1.0",
+                outside=self.context.outside,
             )
             clients[region.name], self.servers[region.name] = client, Server(client, self.context.clock)
         try:

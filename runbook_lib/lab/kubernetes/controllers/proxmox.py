@@ -27,6 +27,8 @@ class Dropped(TimeoutError):
     """No packet came through: a policy, or a firewall, swallows them."""
 
 
+Outside = Callable[[str], tuple[str, int] | None]
+"""Where the "host:port" of a Proxmox VE node really answers; None where nobody does."""
 Gate = Callable[[], Awaitable[bool]]
 """Whether packets of the controller's pod get to Proxmox VE at this moment."""
 
@@ -87,9 +89,10 @@ class ProxmoxClient:
         insecure: bool = False,
         agent: str = "Go-http-client/1.1",
         gate: Gate | None = None,
+        outside: Outside | None = None,
     ) -> None:
         parts = urlsplit(url if "//" in url else f"https://{url}")
-        self._gate = gate
+        self._gate, self._outside = gate, outside
         self.base_url = f"{parts.scheme}://{parts.netloc}/api2/json"
         context: ssl.SSLContext | bool = ssl.create_default_context(cadata=ca) if ca else True
         headers = {"Authorization": f"PVEAPIToken={token}={secret}", "User-Agent": agent}
@@ -134,10 +137,22 @@ class ProxmoxClient:
         form.add_field("filename", file, filename=filename, content_type="application/octet-stream")
         return await self._request("POST", path, data=form)
 
+    def _place(self, path: str) -> str:
+        """The URL where a path is really asked for: an address of the lab's world is one of the lab's own ports."""
+        parts = urlsplit(self.base_url)
+        if self._outside is None or not parts.hostname:
+            return self.base_url + path
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        found = self._outside(f"{parts.hostname}:{port}")
+        if found is None:
+            raise Dropped(f"{parts.hostname}:{port}")
+        host = f"[{found[0]}]" if ":" in found[0] else found[0]
+        return f"{parts.scheme}://{host}:{found[1]}{parts.path}{path}"
+
     async def _request(self, method: str, path: str, **given: Any) -> Any:
         if self._gate is not None and not await self._gate():
             raise Dropped(f"{method} {path}")
-        async with self._session.request(method, self.base_url + path, **given) as answer:
+        async with self._session.request(method, self._place(path), **given) as answer:
             text = await answer.text()
             if answer.status >= 400:
                 raise ProxmoxRefused(answer.status, answer.reason or "", text)

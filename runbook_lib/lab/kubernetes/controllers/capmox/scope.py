@@ -67,7 +67,13 @@ class Shared:
         if key not in self._clients:
             try:
                 self._clients[key] = ProxmoxClient(
-                    url, token, secret, insecure=insecure, ca=ca, agent="Go-http-client/2.0"
+                    url,
+                    token,
+                    secret,
+                    insecure=insecure,
+                    ca=ca,
+                    agent="Go-http-client/2.0",
+                    outside=self.context.outside,
                 )
             except ValueError as error:
                 raise Failure(f"loading cert pool: {error}") from error

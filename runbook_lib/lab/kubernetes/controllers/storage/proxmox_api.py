@@ -13,7 +13,7 @@ import yaml
 
 from ..capmox.server import worded
 from ..context import Clock
-from ..proxmox import Gate, ProxmoxClient, ProxmoxRefused, dial_failure
+from ..proxmox import Gate, Outside, ProxmoxClient, ProxmoxRefused, dial_failure
 
 Json = dict[str, Any]
 
@@ -94,8 +94,8 @@ def _site(position: int, row: Mapping[str, Any], files: Mapping[str, str]) -> Si
 class _TicketClient(ProxmoxClient):
     """A client that logs in with a password; its ticket is renewed when it is refused."""
 
-    def __init__(self, site: Site, *, ca: str, gate: Gate | None = None) -> None:
-        super().__init__(site.url, "", "", ca=ca, insecure=site.insecure, gate=gate)
+    def __init__(self, site: Site, *, ca: str, gate: Gate | None = None, outside: Outside | None = None) -> None:
+        super().__init__(site.url, "", "", ca=ca, insecure=site.insecure, gate=gate, outside=outside)
         self._session.headers.pop("Authorization", None)
         self._login = {"username": site.username, "password": site.password}
 
@@ -268,10 +268,17 @@ class Region:
 
 
 def open_region(
-    site: Site, clock: Clock, version: tuple[int, ...], *, ca: str = "", gate: Gate | None = None
+    site: Site,
+    clock: Clock,
+    version: tuple[int, ...],
+    *,
+    ca: str = "",
+    gate: Gate | None = None,
+    outside: Outside | None = None,
 ) -> Region:
     """The region's client: by token, or by password where the config has one."""
     if site.username and site.password:
-        return Region(_TicketClient(site, ca=ca, gate=gate), clock, version)
-    client = ProxmoxClient(site.url, site.token_id, site.token_secret, ca=ca, insecure=site.insecure, gate=gate)
+        return Region(_TicketClient(site, ca=ca, gate=gate, outside=outside), clock, version)
+    client = ProxmoxClient(site.url, site.token_id, site.token_secret, ca=ca, insecure=site.insecure, gate=gate,
+                           outside=outside)  # fmt: skip
     return Region(client, clock, version)

@@ -579,7 +579,10 @@ async def run(context: Context, process: Process) -> None:
         raise Exit(255, line(now(), "F", "main.go:130", f"Failed to create controller service: {error}")) from error
     trusted = process.env.get("PROXMOX_CA", "") or await authority(context, process)
     way = gate(context, process)
-    regions = {site.region: open_region(site, context.clock, version, ca=trusted, gate=way) for site in config.sites}
+    regions = {
+        site.region: open_region(site, context.clock, version, ca=trusted, gate=way, outside=context.outside)
+        for site in config.sites
+    }
     driver = ProxmoxDriver(context, process, config, version, regions)
     try:
         async with listening(context, process, driver):
