@@ -5,11 +5,11 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 JOBS   ?= 2
 
-.PHONY: help run test test-all setup jupyter check format bench clean
+.PHONY: help run test test-all test-chains setup jupyter check format bench clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name words; do printf '  make %-10s %s\n' "$$name" "$$words"; done
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name words; do printf '  make %-11s %s\n' "$$name" "$$words"; done
 
 run: $(READY) ## Start the lab, run every notebook, publish outputs/public/index.html
 	@$(BIN)/runbook run --pages
@@ -19,6 +19,9 @@ test: $(READY) ## Run the whole test suite
 
 test-all: $(READY) ## The same with every slow matrix complete
 	@RUNBOOK_COMPLETE=1 $(BIN)/python scripts/run_tests.py $(PYTEST)
+
+test-chains: $(READY) ## Run every notebook on each other generation of the platform
+	@RUNBOOK_COMPLETE=1 $(BIN)/python -m pytest -q -n0 tests/test_whole_flavours.py
 
 setup: $(READY) ## Create .venv and install the pinned dependencies
 
