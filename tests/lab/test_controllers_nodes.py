@@ -565,6 +565,28 @@ def test_a_node_that_wakes_has_all_its_pods_ready_again(section: Object) -> None
     asyncio.run(story())
 
 
+def test_what_happens_while_a_node_wakes_is_not_forgotten(section: Object) -> None:
+    """A pod that is deleted after the kubelet's look at it, and before that look was over, ends all the same."""
+
+    async def story() -> None:
+        async with living(section) as (client, handles):
+            await client.create(PODS, pod("p", "sleep infinity"))
+            made = await until(client, f"{PODS}/p", condition("Ready"))
+            looked = asyncio.Event()
+
+            async def wake() -> None:
+                await looked.wait()
+
+            handles.kubelets._start(f"{made['spec']['nodeName']}/woken", wake())
+            await client.delete(f"{PODS}/p")
+            held = handles.context.pods
+            assert await held.until(lambda: "deletionTimestamp" in held.items[(NAMESPACE, "p")]["metadata"])
+            looked.set()
+            await gone(client, f"{PODS}/p")
+
+    asyncio.run(story())
+
+
 def unready(answer: Object, node: str) -> list[str]:
     """The pods of a node that run and are not ready."""
     rows = [pod for pod in answer["items"] if pod["spec"].get("nodeName") == node]

@@ -57,6 +57,7 @@ class Kubelets:
     _addresses: dict[str, str] = field(default_factory=dict)
     _silent: set[str] = field(default_factory=set)
     _down: set[str] = field(default_factory=set)
+    _waking: set[str] = field(default_factory=set)
     _refused: dict[str, int] = field(default_factory=dict)
     _next_address: int = 0
 
@@ -160,10 +161,12 @@ class Kubelets:
         self._by_node.setdefault(node, {})[uid] = pod
         if life := self.lives.get(uid):
             life.update(pod)
-        if not self.serves(node) or f"{node}/woken" in self._tasks:  # who wakes looks at every pod himself
+        if not self.serves(node):
             return
         if node in self.context.machines.unplugged and (plugin := network_plugins.brought(pod)):
             self._plug(node, plugin)
+        if f"{node}/woken" in self._tasks:  # who wakes looks at every pod himself
+            return
         if "deletionTimestamp" in pod["metadata"]:
             if f"{uid}/ending" not in self._tasks:
                 self._start(f"{uid}/ending", self._end(pod))
@@ -194,6 +197,9 @@ class Kubelets:
     def _finished(self, key: str, task: asyncio.Task[None]) -> None:
         if "/" in key and self._tasks.get(key) is task:
             del self._tasks[key]
+            if key.endswith("/woken"):  # what changed between the last look and now
+                for pod in self.pods_on(key.partition("/")[0]):
+                    self._changed("MODIFIED", pod)
         if not task.cancelled() and (error := task.exception()):
             log.warning("kubelet: %s", key, exc_info=error)
 
@@ -521,6 +527,7 @@ class Kubelets:
             self._down.add(node)
         if self.serves(node) and node in self._down:
             self._down.discard(node)
+            self._waking.add(node)
             self._start(f"{node}/woken", self._wake(node))
         self._strike(node)
         self._pressed()
@@ -557,7 +564,10 @@ class Kubelets:
 
     async def _wake(self, node: str) -> None:
         """A machine's kubelet reports its node, and brings up again what is to run there."""
-        await heartbeats.beat(self.context, node, full=True)
+        try:
+            await heartbeats.beat(self.context, node, full=True)
+        finally:
+            self._waking.discard(node)
         if not self.serves(node):  # it went down again meanwhile
             return
         for pod in self.pods_on(node):
