@@ -28,7 +28,7 @@ from runbook_lib.lab.kubernetes.controllers import (
     scheduler,
     volumes,
 )
-from runbook_lib.lab.kubernetes.controllers.client import KubeClient
+from runbook_lib.lab.kubernetes.controllers.client import KubeClient, Refused
 from runbook_lib.lab.kubernetes.controllers.fitting import Board
 from runbook_lib.lab.kubernetes.controllers.network import Outcome
 
@@ -583,6 +583,27 @@ def test_what_happens_while_a_node_wakes_is_not_forgotten(section: Object) -> No
             assert await held.until(lambda: "deletionTimestamp" in held.items[(NAMESPACE, "p")]["metadata"])
             looked.set()
             await gone(client, f"{PODS}/p")
+
+    asyncio.run(story())
+
+
+def test_pod_whose_binding_is_refused_is_bound_later(section: Object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The API server refuses once; the scheduler tries again though nothing else changes."""
+
+    async def story() -> None:
+        async with living(section) as (client, handles):
+            create, refusals = handles.context.client.create, []
+
+            async def refused(path: str, body: Object) -> Object:
+                if path.endswith("/p/binding") and not refusals:
+                    refusals.append(path)
+                    raise Refused(500, "InternalError", "etcdserver: request timed out")
+                return await create(path, body)
+
+            monkeypatch.setattr(handles.context.client, "create", refused)
+            await client.create(PODS, pod("p", "sleep infinity"))
+            await until(client, f"{PODS}/p", condition("Ready"))
+            assert refusals
 
     asyncio.run(story())
 

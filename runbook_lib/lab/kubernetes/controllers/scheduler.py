@@ -159,6 +159,7 @@ class Scheduler:
                 task.add_done_callback(self.binding.discard)
             elif not await self._bind(pod, node):
                 self.assumed.pop(key, None)
+                self.later(key)
             return
         self.waiting.add(key)
         refusals = [refusal for _, refusal in refused]
@@ -174,6 +175,10 @@ class Scheduler:
         await self._report(pod, words, nominated=chosen)
         for victim in going:
             await self._preempt(pod, victim, chosen)
+
+    def later(self, key: Key) -> None:
+        """Nothing; the pod is looked at again in a moment, as one whose binding failed."""
+        asyncio.get_running_loop().call_later(0.5, self.queue.put_nowait, key)
 
     def _unbound_claims(self, pod: Object) -> list[Object]:
         space = pod["metadata"]["namespace"]
@@ -305,7 +310,7 @@ async def run(context: Context) -> None:
             except (Refused, aiohttp.ClientError, TimeoutError, OSError) as error:
                 log.debug("scheduling %s/%s: %s", *key, error)
                 scheduler.assumed.pop(key, None)
-                asyncio.get_running_loop().call_later(0.5, scheduler.queue.put_nowait, key)
+                scheduler.later(key)
     finally:
         for task in scheduler.binding:
             task.cancel()
