@@ -104,15 +104,19 @@ def by_status(found: list[Finding], status: Status) -> set[str]:
     return {finding.check for finding in found if finding.status is status}
 
 
+AT_FIRST = {"node-not-ready": {"kubernetes.webhooks_are_reachable"}}
+"""What a scenario breaks only until its controllers have moved pods away: no pod is moved in a seed."""
+
+
 @pytest.mark.parametrize("name", WITH_CLUSTER)
 def test_scenario_fails_exactly_the_checks_it_names(name: str) -> None:
     """The Kubernetes checks a scenario names fail or warn in it, and no others do."""
     given = scenario.load(name)
     found = findings(given.kubernetes)
     judged = {finding.check for finding in found}
-    mine = {check for check in given.must_fail if check in judged}
-    assert by_status(found, Status.FAIL) == mine
-    assert by_status(found, Status.WARN) == {check for check in given.must_warn if check in judged}
+    first = AT_FIRST.get(name, set())
+    assert by_status(found, Status.FAIL) == first | {check for check in given.must_fail if check in judged}
+    assert by_status(found, Status.WARN) == first | {check for check in given.must_warn if check in judged}
     assert by_status(found, Status.ERROR) == set()
 
 
